@@ -1,0 +1,155 @@
+"""Starts the ranks of a run on this machine and keeps them together: all live, or none does."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+
+from cluster.errors import ClusterError
+
+GRACE_S = 20.0
+"""How long the ranks may take to leave once one of them has failed."""
+
+
+class LocalJob:
+    """The processes of one local launch: rank 0 speaks on this terminal, the others into files.
+
+    When a rank fails, the others are told to stop and then killed: they would only wait for it. When this
+    process dies, however it dies, the kernel kills the ranks (Linux).
+    """
+
+    def __init__(self, command: Sequence[str], ranks: int, output: Path) -> None:
+        """Starts `ranks` processes of `command`, told their places as torchrun would tell them.
+
+        `output` is the folder for what ranks other than 0 print. Raises ClusterError if a process cannot start.
+        """
+        if ranks < 1:
+            raise ClusterError(f"A launch needs at least one rank, not {ranks}.")
+        output.mkdir(parents=True, exist_ok=True)
+        self.output = output
+        self._processes: list[subprocess.Popen[bytes]] = []
+        places = {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+        }
+        for rank in range(ranks):
+            env = {**os.environ, **places, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            self._processes.append(self._start(list(command), env, rank))
+
+    def poll(self) -> int | None:
+        """The job's exit code, or None while it runs. A failed rank ends the others."""
+        codes = [process.poll() for process in self._processes]
+        if all(code == 0 for code in codes):
+            return 0
+        failed = next((rank for rank, code in enumerate(codes) if code not in (None, 0)), None)
+        if failed is None:
+            return None
+        code = codes[failed]
+        self._end_others()
+        if failed and code not in (-signal.SIGKILL, 75):
+            self._show(failed)
+        return code if code is not None and code > 0 else 128 - (code or 0)
+
+    def wait(self) -> int:
+        """Waits for the job and returns its exit code; a signal to this process is passed on to the ranks."""
+        with _Forwarding(self):
+            while (code := self.poll()) is None:
+                time.sleep(0.1)
+        return code
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to every rank that still runs."""
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL to every rank, as a power cut would do it, and waits until they are gone."""
+        self.signal(signal.SIGKILL)
+        for process in self._processes:
+            process.wait()
+
+    def __enter__(self) -> LocalJob:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _start(self, command: list[str], env: dict[str, str], rank: int) -> subprocess.Popen[bytes]:
+        try:
+            if rank == 0:
+                return subprocess.Popen(command, env=env, preexec_fn=_die_with_parent)
+            with self._file(rank).open("wb") as file:
+                return subprocess.Popen(
+                    command, env=env, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent
+                )
+        except OSError as error:
+            self.kill()
+            raise ClusterError(f"Rank {rank} could not be started ({error}).") from None
+
+    def _end_others(self) -> None:
+        # A rank that was asked to stop saves first; one that waits for a dead neighbour never will.
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline and any(p.poll() is None for p in self._processes):
+            if all(p.poll() in (None, 0, 75) for p in self._processes):
+                time.sleep(0.1)
+                continue
+            break
+        self.kill()
+
+    def _show(self, rank: int) -> None:
+        tail = self._file(rank).read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        for line in tail:
+            print(f"rank {rank}: {line}", file=sys.stderr)
+
+    def _file(self, rank: int) -> Path:
+        return self.output / f"rank-{rank}.out"
+
+
+class _Forwarding:
+    """While open, SIGTERM, SIGINT and SIGUSR1 to this process go to the ranks, which save and leave."""
+
+    def __init__(self, job: LocalJob) -> None:
+        self._job = job
+        self._old: dict[int, object] = {}
+
+    def __enter__(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            self._old[number] = signal.signal(number, self._pass_on)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us
+
+    def _pass_on(self, number: int, _: FrameType | None) -> None:
+        # Ctrl-C on a terminal reaches the ranks by itself: they are in the same process group.
+        if number != signal.SIGINT or not sys.stdin.isatty():
+            self._job.signal(number)
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to kill this child when its parent dies (PR_SET_PDEATHSIG, Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,85 @@
+"""What a run is doing, read from its directory alone: no connection to the run is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import ClusterError
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """One rank's last heartbeat."""
+
+    rank: int
+    host: str
+    phase: str
+    step: int
+    age_s: float
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """A run's state as its files tell it."""
+
+    run: str
+    step: int
+    steps: int
+    loss: float | None
+    tokens_per_s: float | None
+    checkpoints: list[int]
+    ranks: list[RankStatus]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def read_status(run: Path) -> RunStatus:
+    """Reads config, metrics, heartbeats and checkpoints. Raises ClusterError when `run` is no run directory."""
+    config = run / "config.yaml"
+    if not config.is_file():
+        raise ClusterError(f"{run} is not a run directory (no config.yaml in it); give the folder of a run.")
+    import yaml
+
+    steps = int(yaml.safe_load(config.read_text(encoding="utf-8"))["train"]["steps"])
+    last = _last_training_record(run / "metrics.jsonl")
+    names = (p.name for p in (run / "checkpoints").glob("step-*"))
+    checkpoints = sorted(int(m.group(1)) for name in names if (m := re.fullmatch(r"step-(\d+)", name)))
+    return RunStatus(
+        run=str(run),
+        step=int(last.get("step", 0)),
+        steps=steps,
+        loss=last.get("loss"),
+        tokens_per_s=last.get("tokens_per_s"),
+        checkpoints=checkpoints,
+        ranks=sorted(_heartbeats(run / "heartbeats"), key=lambda r: r.rank),
+    )
+
+
+def _last_training_record(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            record: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:  # the last line may be in the middle of being written
+            continue
+        if record.get("kind") == "train":
+            return record
+    return {}
+
+
+def _heartbeats(folder: Path) -> list[RankStatus]:
+    found = []
+    for path in folder.glob("rank-*.json"):
+        beat = json.loads(path.read_text(encoding="utf-8"))
+        found.append(
+            RankStatus(beat["rank"], beat["host"], beat["phase"], beat["step"], time.time() - beat["time"])
+        )
+    return found

@@ -1,0 +1,1 @@
+"""The run: configuration, engine, loop, checkpoints, metrics, evaluation and reports."""

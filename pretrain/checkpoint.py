@@ -1,0 +1,157 @@
+"""Checkpoints that cannot lie: complete, hashed, marked last, renamed; and found again by our own code.
+
+A checkpoint is written to a hidden folder. Then come `manifest.json` (size and SHA-256 of every file), the
+marker `COMMITTED` (the manifest's own hash) and the rename. Whatever dies before the rename leaves nothing
+that could be taken for a checkpoint; whatever happens to the disk later is seen when the hashes are checked.
+DeepSpeed's `latest` file is never written nor read: it is published before all ranks have finished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pretrain.errors import RunError
+from pretrain.files import sha256, sync_directory, write_atomic, write_json
+from pretrain.state import CheckpointInfo
+
+log = logging.getLogger(__name__)
+
+MANIFEST, MARKER, STATE, WEIGHTS = "manifest.json", "COMMITTED", "state.json", "model.safetensors"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that holds a committed checkpoint."""
+
+    path: Path
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done when it was written."""
+        return step_of(self.path)
+
+    @property
+    def weights(self) -> Path:
+        """The model alone, fp32, in safetensors."""
+        return self.path / WEIGHTS
+
+    def info(self) -> CheckpointInfo:
+        """What it was made with. Raises RunError if the file is damaged."""
+        try:
+            return CheckpointInfo.model_validate_json((self.path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise RunError(f"The checkpoint {self.path} has no readable {STATE} ({error}).") from None
+
+    def problems(self) -> list[str]:
+        """Everything that is wrong with its files; empty when each byte is as it was written."""
+        manifest, marker = self.path / MANIFEST, self.path / MARKER
+        if not marker.is_file() or not manifest.is_file():
+            return ["it was never completed"]
+        if sha256(manifest) != marker.read_text(encoding="utf-8").strip():
+            return [f"{MANIFEST} is not the one that was committed"]
+        found = []
+        for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
+            file = self.path / name
+            if not file.is_file():
+                found.append(f"{name} is missing")
+            elif file.stat().st_size != entry["bytes"]:
+                found.append(f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
+            elif sha256(file) != entry["sha256"]:
+                found.append(f"{name} has another SHA-256 than when it was written")
+        return found
+
+
+class CheckpointStore:
+    """The checkpoints of one run. Only rank 0 calls its methods; the others learn the outcome by agreement."""
+
+    def __init__(self, directory: Path, keep: int) -> None:
+        self.directory, self.keep = directory, keep
+
+    def all(self) -> list[Checkpoint]:
+        """Folders named as checkpoints, oldest first, verified or not."""
+        folders = [p for p in self.directory.glob("step-*") if _NAME.fullmatch(p.name) and p.is_dir()]
+        return [Checkpoint(p) for p in sorted(folders)]
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies. A damaged one is named, skipped and kept under another name."""
+        for checkpoint in reversed(self.all()):
+            problems = checkpoint.problems()
+            if not problems:
+                return checkpoint
+            aside = _free_name(checkpoint.path.with_name(checkpoint.path.name + ".damaged"))
+            checkpoint.path.rename(aside)
+            log.warning(
+                "The checkpoint %s is damaged (%s); it is skipped and kept as %s.",
+                checkpoint.path,
+                "; ".join(problems),
+                aside.name,
+            )
+        return None
+
+    def pending(self, step: int) -> Path:
+        """Where a checkpoint is written before it is committed."""
+        return self.directory / f".writing-step-{step:08d}"
+
+    def begin(self, step: int) -> Path:
+        """A fresh folder for this step's files; remains of attempts that died are removed."""
+        for remains in self.directory.glob(".writing-*"):
+            shutil.rmtree(remains)
+        folder = self.pending(step)
+        folder.mkdir(parents=True)
+        return folder
+
+    def commit(self, step: int, info: CheckpointInfo) -> Checkpoint:
+        """Hashes what all ranks have written, marks it, renames it, and removes the oldest beyond `keep`."""
+        folder, final = self.pending(step), self.directory / f"step-{step:08d}"
+        write_json(folder / STATE, info.model_dump())
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        manifest = {
+            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
+        }
+        write_json(folder / MANIFEST, manifest)
+        write_atomic(folder / MARKER, sha256(folder / MANIFEST) + "\n")
+        if final.exists():
+            # A run that went back to an older checkpoint comes by here again; the newer attempt is the true one.
+            final.rename(_free_name(final.with_name(final.name + ".superseded")))
+        folder.rename(final)
+        sync_directory(self.directory)
+        self._prune()
+        return Checkpoint(final)
+
+    def abandon(self, step: int) -> None:
+        """Removes what a failed attempt left."""
+        shutil.rmtree(self.pending(step), ignore_errors=True)
+
+    def _prune(self) -> None:
+        for old in self.all()[: -self.keep]:
+            # The marker goes first: a removal that is cut short must not look like a checkpoint.
+            (old.path / MARKER).unlink(missing_ok=True)
+            shutil.rmtree(old.path)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint folder's name gives."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise RunError(f"{path} is not a checkpoint folder; their names look like step-00001000.")
+    return int(match.group(1))
+
+
+def newest(directory: Path) -> Checkpoint:
+    """The newest verified checkpoint, for reading only. Raises RunError when there is none."""
+    for checkpoint in reversed(CheckpointStore(directory, keep=1).all()):
+        if not checkpoint.problems():
+            return checkpoint
+    raise RunError(f"{directory} holds no complete checkpoint; `pha train` writes one every checkpoint.every steps.")
+
+
+def _free_name(path: Path) -> Path:
+    return next(p for n in range(1, 10_000) if not (p := path.with_name(f"{path.name}-{n}")).exists())

@@ -1,0 +1,154 @@
+"""One tree of typed, frozen models that describes a run.
+
+A run is one YAML file plus `key.sub=value` overrides. Values come, weakest first, from: the defaults here,
+the file named by `extends:` (one parent), the file itself, a model `preset:`, the overrides. An unknown key
+is an error that names the nearest one. This module imports no torch, so that a login node can read configs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model.config import ModelConfig
+
+
+class Section(BaseModel):
+    """A frozen part of the tree; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Which tokens are read, and in which order."""
+
+    path: Path
+    """The dataset's directory, as written by `pha data build`."""
+    seq_len: int = Field(1024, ge=2)
+    """Tokens in one sequence."""
+    seed: int = 0
+    """Decides the order of blocks in each epoch."""
+    lanes: int | None = Field(None, ge=1)
+    """Streams that the epoch is cut into; none means the global batch. Fixed for the life of a run."""
+    prefetch: int = Field(2, ge=1)
+    """Batches read ahead."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a function of the step and of the validation history."""
+
+    kind: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup_steps: int = Field(0, ge=0)
+    final_ratio: float = Field(0.1, ge=0, le=1)
+    """The floor, as a share of the peak."""
+    plateau_factor: float = Field(0.75, gt=0, lt=1)
+    plateau_patience: int = Field(3, ge=0)
+    """Validations without improvement that are tolerated before the rate is cut (ReduceLROnPlateau)."""
+
+
+class OptimConfig(Section):
+    """AdamW."""
+
+    lr: float = Field(4.5e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip: float = Field(1.0, ge=0)
+    """The gradient's norm is clipped to this; 0 means never."""
+    implementation: Literal["auto", "fused", "deepspeed_cpu"] = "auto"
+    """`fused` is torch's; `deepspeed_cpu` is DeepSpeedCPUAdam, which compiles itself at first use (g++)."""
+    schedule: ScheduleConfig = ScheduleConfig()
+
+
+class RecomputeConfig(Section):
+    """Activation checkpointing: which blocks are computed again in the backward pass."""
+
+    mode: Literal["none", "full", "offload"] = "none"
+    """`full` keeps a block's input on the device; `offload` keeps it in host memory."""
+    every: int = Field(1, ge=1)
+    """Every k-th block; 1 means all."""
+
+
+class TrainConfig(Section):
+    """The size of a step and how it is computed."""
+
+    steps: int = Field(1000, ge=1)
+    global_batch: int = Field(24, ge=1)
+    """Sequences in one optimizer step, over all ranks."""
+    micro_batch: int | None = Field(None, ge=1)
+    """Sequences in one forward pass of one rank; none means the rank's whole share."""
+    seed: int = 0
+    """Initial weights and dropout."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 autocast over fp32 weights on GPUs, fp32 on CPUs (where bf16 has no hardware)."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    recompute: RecomputeConfig = RecomputeConfig()
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of one rank; none means its share of the machine's cores."""
+    timeout_s: float = Field(1800, gt=0)
+    """A collective that takes longer ends the run."""
+
+
+class EvalConfig(Section):
+    """Validation during training."""
+
+    every: int = Field(500, ge=0)
+    """Steps between validations; 0 means only at the end."""
+    sequences: int | None = Field(None, ge=1)
+    """Validate on the first so many sequences; none means the whole split."""
+    batch: int = Field(8, ge=1)
+    """Sequences in one forward pass of one rank."""
+
+
+class CheckpointConfig(Section):
+    """What is kept, and how often."""
+
+    every: int = Field(500, ge=1)
+    """Steps between checkpoints; the last step always has one."""
+    keep: int = Field(3, ge=1)
+    """The newest so many are kept."""
+
+
+class LoggingConfig(Section):
+    """What is shown and where."""
+
+    every: int = Field(10, ge=1)
+    """Steps between two lines in metrics.jsonl."""
+    wandb: Literal["auto", "offline", "disabled"] = "auto"
+    """`auto`: online when WANDB_API_KEY is set, else offline; it never asks."""
+    project: str = "pha"
+    sample_prompt: str = ""
+    """After the last step the model continues this; the report shows it."""
+    sample_tokens: int = Field(200, ge=0)
+
+
+class RunConfig(Section):
+    """Everything that decides a run; written, complete, to `config.yaml` in its directory."""
+
+    run_dir: Path
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    """Further keys for DeepSpeed's own config; a key that this stack sets itself is refused."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> RunConfig:
+        micro = self.train.micro_batch
+        if micro is not None and self.train.global_batch % micro:
+            raise ValueError(
+                f"train.global_batch ({self.train.global_batch}) must be a multiple of "
+                f"train.micro_batch ({micro})"
+            )
+        return self
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the data order: `data.lanes`, or the global batch."""
+        return self.data.lanes or self.train.global_batch

@@ -1,0 +1,174 @@
+"""The one place that knows DeepSpeed: it turns a model and a config into forward, backward, step, save, load."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.lm import LanguageModel
+from pretrain.config import RunConfig
+from pretrain.deepspeed_config import deepspeed_config
+from pretrain.distributed import Ranks
+from pretrain.errors import RunError
+from pretrain.optim import parameter_groups
+
+log = logging.getLogger(__name__)
+
+ZERO_TAG = "zero"
+"""The folder inside a checkpoint that holds DeepSpeed's files."""
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, told which accelerator to use and to keep its chatter out of the terminal."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+def uses_bf16(config: RunConfig, device: torch.device) -> bool:
+    """Whether the run computes in bf16: asked for, or `auto` on a GPU that has it."""
+    if config.train.precision != "auto":
+        return config.train.precision == "bf16"
+    return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+class Engine:
+    """A model under DeepSpeed. All methods are collective: every rank calls them in the same order."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
+        """Builds the model (the same weights on every rank, from `train.seed`) and hands it to DeepSpeed."""
+        self.config, self.ranks = config, ranks
+        self.device = ranks.device
+        self._deepspeed = import_deepspeed(self.device)
+        torch.manual_seed(config.train.seed)
+        model = LanguageModel(config.model).to(self.device)
+        self.parameter_count = sum(p.numel() for p in model.parameters())
+        groups = parameter_groups(model, config.optim)
+        settings = deepspeed_config(config, ranks.world.size, uses_bf16(config, self.device))
+        self._engine, self._optimizer, *_ = self._deepspeed.initialize(
+            model=model,
+            optimizer=self._adamw(groups),
+            config=settings,
+            dist_init_required=False,
+        )
+        self._norm = float("nan")
+        if config.train.zero_stage == 0:
+            self._optimizer.register_step_pre_hook(self._clip)
+        self._set_recompute(model, settings)
+
+    @property
+    def module(self) -> LanguageModel:
+        """The model inside; under ZeRO 3 its parameters are whole only within `gathered`."""
+        module: LanguageModel = self._engine.module
+        return module
+
+    def loss_sum(self, tokens: Tensor, labels: Tensor, documents: Tensor) -> Tensor:
+        """The summed cross-entropy [nats] of a micro-batch; all inputs [B, T] on the device."""
+        loss: Tensor = self._engine(tokens, documents, labels)
+        return loss
+
+    def backward(self, loss_sum: Tensor, global_tokens: float) -> None:
+        """Adds the gradient of `loss_sum / global_tokens`, where the count is over all ranks and micro-batches.
+
+        DeepSpeed averages gradients over ranks, so the loss is multiplied by their number first: what the
+        optimizer sees is the gradient of the mean over tokens, however they fell on ranks.
+        """
+        self._engine.backward(loss_sum * (self.ranks.world.size / max(global_tokens, 1.0)))
+
+    def step(self, learning_rate: float) -> float:
+        """One optimizer step at this rate; returns the gradient's norm before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        if self.config.train.zero_stage == 0:
+            return self._norm
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off and no gradients inside; training mode again after."""
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self._engine.train()
+
+    @contextlib.contextmanager
+    def gathered(self, parameters: list[nn.Parameter] | None = None) -> Iterator[None]:
+        """Inside, these parameters (or all) are whole on every rank, whatever the ZeRO stage."""
+        if self.config.train.zero_stage < 3:
+            yield
+            return
+        chosen = list(self.module.parameters()) if parameters is None else parameters
+        with self._deepspeed.zero.GatheredParameters(chosen):
+            yield
+
+    def mixing_weights(self) -> list[list[float]]:
+        """The branches' weights in each layer, in the order of `BRANCHES`."""
+        scalars = [p for name, p in self.module.named_parameters() if name.endswith("mixing.p")]
+        with self.gathered(scalars):
+            weights: list[list[float]] = self.module.mixing_weights().tolist()
+        return weights
+
+    def save(self, directory: Path) -> None:
+        """Writes DeepSpeed's files under `directory`/zero. What proves them complete is not written here."""
+        # Without this key DeepSpeed's universal conversion, which a change of world size needs, refuses.
+        client_state = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
+        self._engine.save_checkpoint(str(directory), tag=ZERO_TAG, client_state=client_state, save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """Loads what `save` wrote, at the same world size and stage. Raises RunError when DeepSpeed refuses."""
+        try:
+            path, _ = self._engine.load_checkpoint(str(directory), tag=ZERO_TAG)
+        except Exception as error:
+            reason = str(error).strip().splitlines()
+            raise RunError(
+                f"DeepSpeed could not load the checkpoint {directory}: {reason[0] if reason else type(error).__name__}."
+            ) from error
+        if path is None:
+            raise RunError(f"DeepSpeed found nothing to load in {directory}.")
+
+    def _adamw(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        optim = self.config.optim
+        options: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+        if optim.implementation == "deepspeed_cpu":
+            return self._cpu_adamw(groups, options)
+        return torch.optim.AdamW(groups, fused=True, **options)
+
+    def _cpu_adamw(self, groups: list[dict[str, Any]], options: dict[str, Any]) -> torch.optim.Optimizer:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        try:
+            optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+        except Exception as error:
+            raise RunError(
+                f"DeepSpeedCPUAdam could not be compiled ({str(error).splitlines()[0]}); install g++ and ninja, "
+                "or set optim.implementation=fused."
+            ) from error
+        return optimizer
+
+    def _clip(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = self.config.optim.clip or float("inf")
+        self._norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+
+    def _set_recompute(self, model: LanguageModel, settings: dict[str, Any]) -> None:
+        recompute = self.config.train.recompute
+        if recompute.mode == "none":
+            return
+        checkpointing = self._deepspeed.checkpointing
+        checkpointing.configure(None, checkpoint_in_cpu=settings["activation_checkpointing"]["cpu_checkpointing"])
+        model.set_recompute(checkpointing.checkpoint, recompute.every)

@@ -1,0 +1,18 @@
+"""Errors for people, and the exit codes that a supervisor understands."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXIT_DONE: Final = 0
+"""The run reached its last step (or the command did its work)."""
+EXIT_FATAL: Final = 1
+"""Something failed that a restart would not mend."""
+EXIT_BAD_INPUT: Final = 2
+"""What the user gave is wrong: one sentence on standard error says what, and how to mend it."""
+EXIT_REQUEUE: Final = 75
+"""The run stopped on request, after a checkpoint; start it again and it continues (BSD's EX_TEMPFAIL)."""
+
+
+class RunError(Exception):
+    """A problem whose message is one sentence for the user: the thing, the rule and the fix."""

@@ -1,0 +1,33 @@
+"""What the machine could do at best: the denominator of MFU."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+# Dense bf16 peak [FLOP/s] from the vendors' data sheets, by a part of the device's name.
+_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "MI300X": 1307e12}
+
+
+def peak_flops(device: torch.device) -> float:
+    """The device's peak [FLOP/s]: from the data sheet if it is known, else what a matrix product reaches.
+
+    A CPU's figure is therefore measured, on this rank's threads, in the type that the run computes in.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for part, peak in _PEAK_BF16.items():
+            if part in name:
+                return peak
+    return _measured(device)
+
+
+def _measured(device: torch.device, size: int = 1024, repeats: int = 5) -> float:
+    a = torch.ones(size, size, device=device)
+    best = 0.0
+    for _ in range(repeats):
+        started = time.perf_counter()
+        float((a @ a)[0, 0])
+        best = max(best, 2.0 * size**3 / (time.perf_counter() - started))
+    return best

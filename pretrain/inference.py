@@ -1,0 +1,106 @@
+"""A trained model out of a run directory, without DeepSpeed: for evaluation, generation and reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.tokenizer import Tokenizer
+from model.generate import generate
+from model.lm import LanguageModel
+from pretrain.checkpoint import Checkpoint, CheckpointStore, newest
+from pretrain.config import RunConfig
+from pretrain.distributed import World
+from pretrain.errors import RunError
+from pretrain.evaluate import Evaluation, accumulate, batches_of, summarise
+from pretrain.rundir import RunDirectory
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as a checkpoint of a run left it."""
+
+    config: RunConfig
+    checkpoint: Checkpoint
+    dataset: Dataset
+    model: LanguageModel
+    device: torch.device
+
+    def evaluate(self, split_name: str, sequences: int | None = None, batch: int | None = None) -> Evaluation:
+        """The model's figures on `train`, `validation` or `test`; raises DataError for another name."""
+        split = self.dataset.split(split_name)
+        settings = self.config.eval.model_copy(
+            update={"sequences": sequences, "batch": batch or self.config.eval.batch}
+        )
+
+        def loss_sum(tokens: Tensor, labels: Tensor, documents: Tensor) -> Tensor:
+            loss: Tensor = self.model(tokens, documents, labels)
+            return loss
+
+        with torch.no_grad():
+            batches = batches_of(split, self.config.data.seq_len, settings, World())
+            nats, tokens = accumulate(loss_sum, batches, self.device)
+        return summarise(split_name, split, nats, tokens)
+
+    def generate(
+        self, prompt: str, tokens: int, temperature: float = 0.8, top_k: int = 0, top_p: float = 0.95, seed: int = 0
+    ) -> str:
+        """The prompt continued by up to `tokens` tokens, until the model ends the document."""
+        tokenizer: Tokenizer = self.dataset.tokenizer()
+        start = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]], device=self.device)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        with torch.no_grad():
+            out = generate(
+                self.model,
+                start,
+                tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                stop_token=tokenizer.bos_id,
+                generator=generator,
+            )
+        ids = [int(t) for t in out[0].tolist() if t != tokenizer.bos_id]
+        return tokenizer.decode(ids)
+
+
+def load(run: Path, step: int | None = None) -> Trained:
+    """The model of a run's newest (or the given) checkpoint, verified first.
+
+    Raises RunError when there is no such checkpoint or its files are damaged, DataError when its dataset is gone.
+    """
+    directory = RunDirectory(run)
+    config = directory.read_config()
+    checkpoint = newest(directory.checkpoints) if step is None else _at_step(directory, step)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dataset = Dataset.open(config.data.path)
+    if dataset.tokenizer_hash != checkpoint.info().tokenizer_hash:
+        raise RunError(
+            f"The dataset {config.data.path} has another tokenizer than the one {checkpoint.path} was trained with; "
+            "restore the dataset that the run was started on."
+        )
+    model = LanguageModel(config.model).to(device)
+    model.load_state_dict(load_file(checkpoint.weights, device=str(device)))
+    return Trained(config, checkpoint, dataset, model.eval(), device)
+
+
+def save_weights(model: LanguageModel, path: Path) -> None:
+    """Writes the model alone as fp32 safetensors; the parameters must be whole (ZeRO 3: gathered)."""
+    state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, path)
+
+
+
+def _at_step(directory: RunDirectory, step: int) -> Checkpoint:
+    for checkpoint in CheckpointStore(directory.checkpoints, keep=1).all():
+        if checkpoint.step == step:
+            problems = checkpoint.problems()
+            if problems:
+                raise RunError(f"The checkpoint {checkpoint.path} is damaged: {'; '.join(problems)}.")
+            return checkpoint
+    raise RunError(f"{directory.checkpoints} has no checkpoint of step {step}; `pha status` lists them.")

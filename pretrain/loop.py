@@ -1,0 +1,142 @@
+"""The training loop: read it first. It does no I/O; what a moment needs done is a named hook."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from data_pipeline.loader import Batch, Loader
+from pretrain.config import RunConfig
+from pretrain.distributed import Ranks
+from pretrain.engine import Engine
+from pretrain.errors import RunError
+from pretrain.evaluate import count_labels, to_device
+from pretrain.metrics import Throughput
+from pretrain.schedule import learning_rate
+from pretrain.signals import StopFlag
+from pretrain.state import TrainState
+
+
+class Outcome(enum.Enum):
+    """Why the loop ended."""
+
+    DONE = "done"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step was."""
+
+    loss: float
+    """Mean cross-entropy over the global batch's valid tokens [nats]."""
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    stop: bool
+    """Some rank was asked to stop."""
+
+
+class Hooks(Protocol):
+    """What the loop asks for at its moments; all are collective."""
+
+    def after_step(self, result: StepResult, throughput: Throughput) -> None:
+        """A step is done and counted."""
+
+    def validate(self) -> bool:
+        """Validation is due; appends to `state.validation`. False when a stop cut it short."""
+
+    def save(self) -> None:
+        """A checkpoint is due."""
+
+
+class Trainer:
+    """Runs optimizer steps from the state's position to the last."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        ranks: Ranks,
+        engine: Engine,
+        loader: Loader,
+        state: TrainState,
+        hooks: Hooks,
+        stop: StopFlag,
+        micro_batch: int,
+    ) -> None:
+        """`micro_batch`: sequences of one forward pass on this rank."""
+        self.config, self.ranks, self.engine, self.loader = config, ranks, engine, loader
+        self.state, self.hooks, self.stop, self.micro_batch = state, hooks, stop, micro_batch
+        self.throughput = Throughput()
+
+    def run(self) -> Outcome:
+        """Trains until the last step, or until a rank is asked to stop (then it has saved)."""
+        state, last_step = self.state, self.config.train.steps
+        while state.step < last_step:
+            stop = False
+            if self._validation_due():  # only after a stop that cut the last validation short
+                stop = not self.hooks.validate()
+            if not stop:
+                result = self._step()
+                self.hooks.after_step(result, self.throughput)
+                stop = result.stop
+                if self._validation_due() and not stop:
+                    stop = not self.hooks.validate()
+            if stop or state.step == last_step or state.step % self.config.checkpoint.every == 0:
+                self.hooks.save()
+            if stop:
+                return Outcome.STOPPED
+        if self._validation_due() and self.hooks.validate():
+            self.hooks.save()
+        return Outcome.DONE
+
+    def _validation_due(self) -> bool:
+        step, every = self.state.step, self.config.eval.every
+        due = step == self.config.train.steps or (every > 0 and step > 0 and step % every == 0)
+        return due and self.state.validated_at != step
+
+    def _step(self) -> StepResult:
+        state = self.state
+        self.throughput.start()
+        waited_before = self.loader.wait_seconds
+        batch = next(self.loader)
+        tokens, stop = self.ranks.sum(count_labels(batch), bool(self.stop))
+        # Dropout is a function of (seed, step, rank): a resumed run needs no saved generator states.
+        torch.manual_seed(step_seed(self.config.train.seed, state.step, self.ranks.world.rank))
+
+        loss_sum = self._accumulate(batch, tokens)
+        rate = learning_rate(self.config.optim, state.step, self.config.train.steps, state.validation)
+        norm = self.engine.step(rate)
+
+        (total,) = self.ranks.sum(loss_sum)
+        loss = total / max(tokens, 1.0)
+        if not math.isfinite(loss) or math.isnan(norm):
+            raise RunError(
+                f"The loss of step {state.step + 1} is {loss} (gradient norm {norm}), which no step can mend; the last "
+                "checkpoint is untouched: lower optim.lr or set optim.clip, and start the run again."
+            )
+        state.step += 1
+        state.sequences = self.loader.sequences_consumed
+        state.tokens += int(tokens)
+        self.throughput.stop(tokens, self.loader.wait_seconds - waited_before)
+        return StepResult(loss, norm, rate, int(tokens), stop > 0)
+
+    def _accumulate(self, batch: Batch, global_tokens: float) -> float:
+        """Forward and backward over this rank's micro-batches; returns its summed loss."""
+        tokens, labels, documents = to_device(batch, self.engine.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        for rows in torch.arange(len(tokens)).split(self.micro_batch):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            loss = self.engine.loss_sum(tokens[part], labels[part], documents[part])
+            self.engine.backward(loss, global_tokens)
+            total += loss.detach().double()
+        return float(total)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a rank's random draws in one step."""
+    return ((seed * 1_000_003 + step) * 65_537 + rank) % 2**63

@@ -1,0 +1,101 @@
+"""`metrics.jsonl`: the run's record, one JSON object a line, never ahead of the checkpoint that was resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pretrain.files import write_atomic
+
+Record = dict[str, Any]
+
+
+def read(path: Path) -> list[Record]:
+    """All records in order. A last line that was cut short by a kill is left out; a missing file is empty."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def rewind(path: Path, step: int) -> int:
+    """Removes the records of steps after `step`; they will be made again. Returns how many were removed.
+
+    What is removed is appended to `metrics.superseded.jsonl`, so that the two tellings of the same steps can
+    be compared.
+    """
+    records = read(path)
+    kept = [r for r in records if r["step"] <= step]
+    removed = [r for r in records if r["step"] > step]
+    if removed:
+        with path.with_suffix(".superseded.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(_line(r) for r in removed)
+    if path.exists():
+        write_atomic(path, "".join(_line(r) for r in kept))
+    return len(removed)
+
+
+class MetricsFile:
+    """Appends records to metrics.jsonl."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Appends one record; a kill after this call does not lose it."""
+        self._file.write(_line(record))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class Throughput:
+    """Tokens per second and the share of time spent waiting for data, since the last reading.
+
+    Only time inside `working` counts: validation and checkpoints are not training.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._waited = 0.0
+        self._started = time.perf_counter()
+
+    def start(self) -> None:
+        """A step begins."""
+        self._started = time.perf_counter()
+
+    def stop(self, tokens: float, waited_s: float) -> None:
+        """The step has ended: it trained on so many tokens and waited so long for its batch."""
+        self._seconds += time.perf_counter() - self._started
+        self._tokens += tokens
+        self._waited += waited_s
+
+    def reading(self) -> tuple[float, float]:
+        """Tokens per second and the waiting share, since the last call."""
+        seconds = max(self._seconds, 1e-9)
+        result = self._tokens / seconds, min(1.0, self._waited / seconds)
+        self._tokens = self._seconds = self._waited = 0.0
+        return result
+
+
+def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
+    """The records of one kind: `train`, `validation` or `event`."""
+    return [r for r in records if r["kind"] == kind]
+
+
+def _line(record: Record) -> str:
+    # NaN and infinity are not JSON; they are written as null, which every reader understands.
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(clean) + "\n"

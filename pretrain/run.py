@@ -1,0 +1,329 @@
+"""One rank's life: join the others, open the run, resume, train, and leave with a code that can be trusted."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import os
+import shutil
+import time
+from typing import Any
+
+import torch
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.loader import Loader
+from model.flops import flops_per_token
+from model.mixing import BRANCHES
+from pretrain import metrics
+from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
+from pretrain.config import RunConfig
+from pretrain.deepspeed_config import batch_split
+from pretrain.distributed import Ranks, World, discover
+from pretrain.engine import Engine, uses_bf16
+from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError
+from pretrain.evaluate import accumulate, batches_of, count_labels, summarise, to_device
+from pretrain.hardware import peak_flops
+from pretrain.heartbeat import Heartbeat
+from pretrain.inference import save_weights
+from pretrain.loggers import Logger, Terminal, open_wandb, setup_logging
+from pretrain.loop import Outcome, StepResult, Trainer
+from pretrain.rundir import RunDirectory, config_hash
+from pretrain.signals import StopFlag
+from pretrain.state import CheckpointInfo, TrainState
+
+log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig) -> int:
+    """Trains (or goes on training) this run as one of its ranks; returns the exit code.
+
+    Raises RunError, DataError or ModelError with a sentence for the user.
+    """
+    world = discover(os.environ)
+    torch.set_num_threads(config.train.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    directory = RunDirectory(config.run_dir)
+    if world.is_main:
+        directory.create()
+    dataset = Dataset.open(config.data.path)
+    config = resolve(config, dataset)
+    with StopFlag() as stop:
+        ranks = Ranks(world, config.train.timeout_s)
+        ranks.barrier()  # the directory is there
+        setup_logging(directory.logs, world.rank)
+        if world.is_main:
+            directory.freeze(config)
+        return Run(config, directory, dataset, ranks, stop).go()
+
+
+def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """The config with what only the dataset knows: vocabulary and lanes. Raises RunError if they clash."""
+    vocab = config.model.vocab_size or dataset.vocab_size
+    if vocab < dataset.vocab_size:
+        raise RunError(
+            f"model.vocab_size ({vocab}) is smaller than the vocabulary of {config.data.path} "
+            f"({dataset.vocab_size}); leave it out to take the dataset's."
+        )
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"vocab_size": vocab}),
+            "data": config.data.model_copy(update={"lanes": config.lanes}),
+        }
+    )
+
+
+class Run:
+    """Everything one rank holds while it trains; its methods are the loop's hooks."""
+
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, dataset: Dataset, ranks: Ranks, stop: StopFlag
+    ) -> None:
+        self.config, self.directory, self.dataset, self.ranks, self.stop = config, directory, dataset, ranks, stop
+        self.world: World = ranks.world
+        self.heartbeat = Heartbeat(directory.heartbeats, self.world.rank)
+        self.heartbeat.beat("start", 0)
+        self.micro_batch, _ = batch_split(config, self.world.size)
+        self.engine = Engine(config, ranks)
+        self.store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
+        self.state = TrainState()
+        self.loggers: list[Logger] = []
+        self.metrics: metrics.MetricsFile | None = None
+        seq_len = config.data.seq_len
+        self.flops_per_token = flops_per_token(config.model, seq_len)["total"]
+        self.peak_flops = sum(ranks.sum(peak_flops(self.engine.device)))
+
+    def go(self) -> int:
+        """Resumes if there is something to resume, and trains. Returns the exit code."""
+        self._resume()
+        loader = self._loader(self.state.sequences)
+        self._open_logs()
+        try:
+            trainer = Trainer(
+                self.config, self.ranks, self.engine, loader, self.state, self, self.stop, self.micro_batch
+            )
+            outcome = trainer.run()
+        finally:
+            loader.close()
+            self._close_logs()
+        self.heartbeat.beat("done" if outcome is Outcome.DONE else "stopped", self.state.step)
+        if outcome is Outcome.STOPPED:
+            log.info("Stopped by %s at step %d; start it again and it continues.", self.stop.reason, self.state.step)
+        return EXIT_DONE if outcome is Outcome.DONE else EXIT_REQUEUE
+
+    # --- hooks of the loop -------------------------------------------------------------------------------
+
+    def after_step(self, result: StepResult, throughput: metrics.Throughput) -> None:
+        """Writes a training record every `logging.every` steps, and at the first and the last."""
+        step = self.state.step
+        self.heartbeat.beat("train", step)
+        if step % self.config.logging.every and step not in (1, self.config.train.steps):
+            return
+        rate, waited = throughput.reading()
+        mixing = self.engine.mixing_weights()
+        (waited,) = self.ranks.largest(waited)
+        self._record(
+            "train",
+            loss=result.loss,
+            lr=result.learning_rate,
+            grad_norm=result.grad_norm,
+            tokens=result.tokens,
+            tokens_seen=self.state.tokens,
+            tokens_per_s=rate,
+            mfu=rate * self.flops_per_token / self.peak_flops,
+            data_wait=waited,
+            branches=list(BRANCHES),
+            mixing=[[round(w, 5) for w in layer] for layer in mixing],
+        )
+
+    def validate(self) -> bool:
+        """Evaluates the validation split; False when a stop cut it short."""
+        self.heartbeat.beat("validate", self.state.step)
+        split = self.dataset.split("validation")
+        cut_short = False
+
+        def interrupted() -> bool:
+            nonlocal cut_short
+            cut_short = self.ranks.largest(bool(self.stop))[0] > 0
+            return cut_short
+
+        batches = batches_of(split, self.config.data.seq_len, self.config.eval, self.world)
+        with self.engine.evaluating():
+            local = accumulate(self.engine.loss_sum, batches, self.engine.device, interrupted)
+        if cut_short:
+            return False
+        nats, tokens = self.ranks.sum(*local)
+        result = summarise("validation", split, nats, int(tokens))
+        self.state.validation = [*self.state.validation, result.loss]
+        self.state.validated_at = self.state.step
+        self._record("validation", **result.as_dict())
+        return True
+
+    def save(self) -> None:
+        """Writes a checkpoint. Raises RunError when the disk refuses; older checkpoints stay as they are."""
+        step = self.state.step
+        self.heartbeat.beat("save", step)
+        fingerprint = self._fingerprint()
+        problem = self._begin_checkpoint(step) if self.world.is_main else ""
+        if not self.ranks.all_true(not problem):
+            raise RunError(problem or f"Rank 0 could not begin the checkpoint of step {step}; its log says why.")
+        try:
+            self.engine.save(self.store.pending(step))
+            with self.engine.gathered():
+                if self.world.is_main:
+                    save_weights(self.engine.module, self.store.pending(step) / WEIGHTS)
+            self.ranks.barrier()
+            if self.world.is_main:
+                self.store.commit(step, self._info(fingerprint))
+        except (OSError, RuntimeError) as error:
+            self.store.abandon(step)
+            raise RunError(self._save_problem(step, error)) from error
+        self.ranks.barrier()
+
+    # --- start ------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        checkpoint = self.store.latest() if self.world.is_main else None
+        step = self.ranks.from_main(checkpoint.step if checkpoint else -1)
+        if step < 0:
+            return
+        checkpoint = Checkpoint(self.directory.checkpoints / f"step-{step:08d}")
+        info = checkpoint.info()
+        self._check_match(checkpoint, info)
+        self.engine.load(checkpoint.path)
+        self.state = info.state
+        self.state.restarts += 1
+        fingerprint = self._fingerprint()
+        tolerance = 1e-2 if uses_bf16(self.config, self.engine.device) else 1e-5
+        if not math.isclose(fingerprint, info.fingerprint, rel_tol=tolerance):
+            raise RunError(
+                f"The weights loaded from {checkpoint.path} give a loss of {fingerprint:.6f} on the fixed batch instead "
+                f"of {info.fingerprint:.6f}: they are not the weights that were saved. Remove that checkpoint, and the "
+                "run continues from the one before."
+            )
+        log.info("Resumed from %s: step %d, %s tokens.", checkpoint.path.name, step, f"{self.state.tokens:,}")
+
+    def _check_match(self, checkpoint: Checkpoint, info: CheckpointInfo) -> None:
+        if info.dataset_hash != self.dataset.hash:
+            what = "another tokenizer" if info.tokenizer_hash != self.dataset.tokenizer_hash else "other text"
+            raise RunError(
+                f"The dataset {self.config.data.path} has {what} than the one {checkpoint.path} was trained on; restore "
+                "that dataset, or start a new run with another run_dir."
+            )
+        made_with = (info.world_size, info.zero_stage)
+        if made_with != (self.world.size, self.config.train.zero_stage):
+            raise RunError(
+                f"{checkpoint.path} was written by {info.world_size} rank(s) at ZeRO stage {info.zero_stage}, but this "
+                f"run has {self.world.size} at stage {self.config.train.zero_stage}; start it with the same numbers."
+            )
+
+    def _loader(self, start_sequence: int) -> Loader:
+        data = self.config.data
+        return Loader(
+            self.dataset.split("train"),
+            seq_len=data.seq_len,
+            global_batch=self.config.train.global_batch,
+            lanes=data.lanes,
+            seed=data.seed,
+            rank=self.world.rank,
+            world=self.world.size,
+            start_sequence=start_sequence,
+            prefetch=data.prefetch,
+        )
+
+    def _open_logs(self) -> None:
+        if not self.world.is_main:
+            return
+        removed = metrics.rewind(self.directory.metrics, self.state.step)
+        self.metrics = metrics.MetricsFile(self.directory.metrics)
+        wandb = open_wandb(
+            self.config.logging,
+            self.directory.path,
+            self.directory.path.name,
+            self.state.wandb_id,
+            self.config.model_dump(mode="json"),
+        )
+        self.loggers = [Terminal(self.config.train.steps, self.state.step)]
+        if wandb is not None:
+            self.loggers.append(wandb)
+            self.state.wandb_id = wandb.run_id
+        parameters = self.engine.parameter_count
+        self._record("event", event="resume" if self.state.restarts else "start", ranks=self.world.size, rewound=removed)
+        log.info(
+            "%s: %s parameters, %d rank(s), ZeRO %d, %s, steps %d to %d.",
+            self.directory.path,
+            f"{parameters:,}",
+            self.world.size,
+            self.config.train.zero_stage,
+            "bf16" if uses_bf16(self.config, self.engine.device) else "fp32",
+            self.state.step,
+            self.config.train.steps,
+        )
+
+    def _close_logs(self) -> None:
+        for logger in self.loggers:
+            logger.close()
+        if self.metrics is not None:
+            self.metrics.close()
+
+    # --- details ----------------------------------------------------------------------------------------
+
+    def _record(self, kind: str, **values: Any) -> None:
+        if self.metrics is None:
+            return
+        record = {"kind": kind, "step": self.state.step, "time": time.time(), **values}
+        self.metrics.write(record)
+        for logger in self.loggers:
+            logger.log(record)
+
+    def _fingerprint(self) -> float:
+        """Mean loss on the run's very first sequences, one a rank: the same batch at any time."""
+        loader = self._loader(0)
+        batch = loader.read(0)
+        loader.close()
+        one = type(batch)(batch.tokens[:1], batch.labels[:1], batch.documents[:1], batch.first_sequence)
+        with self.engine.evaluating():
+            nats = float(self.engine.loss_sum(*to_device(one, self.engine.device)))
+        total, tokens = self.ranks.sum(nats, count_labels(one))
+        return total / max(tokens, 1.0)
+
+    def _begin_checkpoint(self, step: int) -> str:
+        """Makes room for a checkpoint; returns what is wrong, or nothing."""
+        needed = 20 * self.engine.parameter_count  # weights twice, master weights and two moments, fp32
+        try:
+            free = shutil.disk_usage(self.directory.checkpoints).free
+            if free < needed:
+                return self._save_problem(step, f"{free / 1e6:,.0f} MB free, about {needed / 1e6:,.0f} MB needed")
+            self.store.begin(step)
+        except OSError as error:
+            return self._save_problem(step, error)
+        return ""
+
+    def _save_problem(self, step: int, reason: object) -> str:
+        kept = self.store.all()
+        last = f"the checkpoint of step {kept[-1].step} is whole" if kept else "there is no earlier checkpoint"
+        return (
+            f"The checkpoint of step {step} could not be written to {self.directory.checkpoints} ({reason}); {last}: "
+            "free some space or mend the permissions, and start the run again."
+        )
+
+    def _info(self, fingerprint: float) -> CheckpointInfo:
+        packages = ("torch", "deepspeed", "numpy", "pha-pretrain")
+        return CheckpointInfo(
+            state=self.state,
+            world_size=self.world.size,
+            zero_stage=self.config.train.zero_stage,
+            config_hash=config_hash(self.config),
+            dataset_hash=self.dataset.hash,
+            tokenizer_hash=self.dataset.tokenizer_hash,
+            fingerprint=fingerprint,
+            versions={name: _version(name) for name in packages},
+        )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+

@@ -1,0 +1,122 @@
+"""The run directory: the one thing that the commands, the launcher and the run share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain import config_file
+from pretrain.config import RunConfig
+from pretrain.errors import RunError
+from pretrain.files import write_atomic
+
+# Changing one of these would make the run's past and its future two different experiments.
+FROZEN = ("model", "data.seq_len", "data.seed", "data.lanes", "train.seed")
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The places inside a run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, every value included."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: training, validation and events."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint."""
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """`rank-N.log` for each rank."""
+        return self.path / "logs"
+
+    @property
+    def heartbeats(self) -> Path:
+        """`rank-N.json` for each rank: where it is, and since when."""
+        return self.path / "heartbeats"
+
+    @property
+    def report(self) -> Path:
+        """The page with the plots."""
+        return self.path / "report.html"
+
+    @property
+    def sample(self) -> Path:
+        """What the model wrote after its last step."""
+        return self.path / "sample.json"
+
+    def create(self) -> None:
+        """Makes the folders. Raises RunError when the place cannot be written."""
+        try:
+            for folder in (self.path, self.checkpoints, self.logs, self.heartbeats):
+                folder.mkdir(parents=True, exist_ok=True)
+                probe = folder / ".writable"
+                probe.touch()
+                probe.unlink()
+        except OSError as error:
+            raise RunError(
+                f"Cannot write in the run directory ({error.filename}: {error.strerror}); "
+                "give this user the right to write there, or set run_dir to another place."
+            ) from None
+
+    def freeze(self, config: RunConfig) -> None:
+        """Writes the config at the first start; later it checks that nothing that must not change has.
+
+        Raises RunError that names the changed key.
+        """
+        if self.config.exists():
+            old = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            new = json.loads(config.model_dump_json())
+            for key in FROZEN:
+                changed = _difference(_get(old, key), _get(new, key), key)
+                if changed:
+                    raise RunError(
+                        f"The run {self.path} was started with other settings: {changed}; "
+                        "restore the value, or start a new run with another run_dir."
+                    )
+        write_atomic(self.config, config_file.dump(config))
+
+    def read_config(self) -> RunConfig:
+        """The run's resolved config. Raises RunError when this is no run directory."""
+        if not self.config.is_file():
+            raise RunError(f"{self.path} is not a run directory (no config.yaml in it); `pha train` makes one.")
+        return config_file.load(self.config)
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 over the parts that decide the weights: model, data, optimizer and training."""
+    tree = json.loads(config.model_dump_json(include={"model", "data", "optim", "train"}))
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _get(tree: dict[str, Any], key: str) -> Any:
+    node: Any = tree
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _difference(old: Any, new: Any, key: str) -> str:
+    """The first leaf that differs, as `key: was 1, is 2`; empty when none does."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted(old.keys() | new.keys()):
+            found = _difference(old.get(name), new.get(name), f"{key}.{name}")
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{key} was {old!r} and is now {new!r}"

@@ -1,0 +1,36 @@
+"""The wish to stop: a flag that signals set and every loop polls."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Final
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopFlag:
+    """Set by SIGTERM, SIGUSR1 (Slurm's early warning) or Ctrl-C while the context is open.
+
+    The run then saves at the next step boundary, where all ranks agree. A second Ctrl-C is not obeyed at once
+    either: it would lose the very checkpoint that was asked for; SIGKILL remains.
+    """
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self._old: dict[signal.Signals, object] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.reason)
+
+    def __enter__(self) -> StopFlag:
+        for number in STOP_SIGNALS:
+            self._old[number] = signal.signal(number, self._set)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us
+
+    def _set(self, number: int, _: FrameType | None) -> None:
+        self.reason = signal.Signals(number).name

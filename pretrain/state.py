@@ -1,0 +1,41 @@
+"""What must survive a restart and is not a function of the step."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainState(BaseModel):
+    """The run's position. Learning rate, data order, dropout seeds, evaluation and save points follow from it."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    step: int = 0
+    """Optimizer steps done."""
+    sequences: int = 0
+    """Sequences consumed: the position in the data order, whatever the batch size was."""
+    tokens: int = 0
+    """Predicted tokens that were trained on (padding excluded)."""
+    validation: list[float] = Field(default_factory=list)
+    """Validation losses [nats per token], in order; the plateau schedule reads them."""
+    validated_at: int = 0
+    """The step of the last complete validation."""
+    restarts: int = 0
+    """How often the run was resumed."""
+    wandb_id: str = ""
+
+
+class CheckpointInfo(BaseModel):
+    """`state.json` of a checkpoint: the position, and what it was made with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    state: TrainState
+    world_size: int
+    zero_stage: int
+    config_hash: str
+    dataset_hash: str
+    tokenizer_hash: str
+    fingerprint: float
+    """Mean loss of the saved weights on a fixed batch; compared after a load."""
+    versions: dict[str, str]
