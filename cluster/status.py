@@ -79,7 +79,5 @@ def _heartbeats(folder: Path) -> list[RankStatus]:
     found = []
     for path in folder.glob("rank-*.json"):
         beat = json.loads(path.read_text(encoding="utf-8"))
-        found.append(
-            RankStatus(beat["rank"], beat["host"], beat["phase"], beat["step"], time.time() - beat["time"])
-        )
+        found.append(RankStatus(beat["rank"], beat["host"], beat["phase"], beat["step"], time.time() - beat["time"]))
     return found

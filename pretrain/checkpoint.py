@@ -113,9 +113,7 @@ class CheckpointStore:
         folder, final = self.pending(step), self.directory / f"step-{step:08d}"
         write_json(folder / STATE, info.model_dump())
         files = sorted(p for p in folder.rglob("*") if p.is_file())
-        manifest = {
-            str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files
-        }
+        manifest = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
         write_json(folder / MANIFEST, manifest)
         write_atomic(folder / MARKER, sha256(folder / MANIFEST) + "\n")
         if final.exists():

@@ -143,8 +143,7 @@ class RunConfig(Section):
         micro = self.train.micro_batch
         if micro is not None and self.train.global_batch % micro:
             raise ValueError(
-                f"train.global_batch ({self.train.global_batch}) must be a multiple of "
-                f"train.micro_batch ({micro})"
+                f"train.global_batch ({self.train.global_batch}) must be a multiple of train.micro_batch ({micro})"
             )
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,7 @@ from pretrain.config import RunConfig
 from pretrain.errors import RunError
 
 Tree = dict[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
@@ -36,10 +37,16 @@ def parse(tree: Tree, origin: str) -> RunConfig:
     tree = dict(tree)
     if isinstance(tree.get("model"), Mapping) and "preset" in tree["model"]:
         tree["model"] = _with_preset(dict(tree["model"]), origin)
+    return validated(RunConfig, tree, origin)
+
+
+def validated(kind: type[Model], tree: Tree, origin: str) -> Model:
+    """The tree as a `kind`. Raises RunError that names each wrong key and, for an unknown one, the nearest."""
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise RunError(_sentence(error, origin)) from None
+        problems = [_problem(kind, item) for item in error.errors()]
+        raise RunError(f"{origin}: {'; '.join(problems)}.") from None
 
 
 def dump(config: RunConfig) -> str:
@@ -104,16 +111,11 @@ def _with_preset(section: Tree, origin: str) -> Tree:
     return _merge(base.model_dump(), section)
 
 
-def _sentence(error: ValidationError, origin: str) -> str:
-    problems = [_problem(item) for item in error.errors()]
-    return f"{origin}: " + "; ".join(problems) + "."
-
-
-def _problem(item: Any) -> str:
+def _problem(kind: type[BaseModel], item: Any) -> str:
     where = [str(part) for part in item["loc"]]
     key = ".".join(where) or "the config"
     if item["type"] == "extra_forbidden":
-        known = _known_keys(where[:-1])
+        known = _known_keys(kind, where[:-1])
         near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.0)
         prefix = ".".join([*where[:-1], ""])
         return f"unknown key '{key}', the nearest is '{prefix}{near[0]}'" if near else f"unknown key '{key}'"
@@ -123,13 +125,13 @@ def _problem(item: Any) -> str:
     return message if item["type"] == "value_error" else f"'{key}' is {item['input']!r}: {message}"
 
 
-def _known_keys(section: list[str]) -> list[str]:
-    """The field names of the section of RunConfig at this path."""
-    kind: Any = RunConfig
+def _known_keys(kind: type[BaseModel], section: list[str]) -> list[str]:
+    """The field names of the section of `kind` at this path."""
     for name in section:
         annotation = kind.model_fields[name].annotation if name in kind.model_fields else None
         options = [annotation, *get_args(annotation)]
-        kind = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if kind is None:
+        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not inner:
             return []
+        kind = inner[0]
     return list(kind.model_fields)

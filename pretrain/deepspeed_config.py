@@ -8,12 +8,12 @@ from pretrain.config import RunConfig
 from pretrain.errors import RunError
 
 
-def deepspeed_config(config: RunConfig, world_size: int, bf16: bool) -> dict[str, Any]:
-    """DeepSpeed's settings for this run on `world_size` ranks.
+def deepspeed_config(config: RunConfig, world_size: int, *, bf16: bool, device: str) -> dict[str, Any]:
+    """DeepSpeed's settings for this run on `world_size` ranks of `device` ("cpu" or "cuda").
 
     Raises RunError when the batch does not divide, or when `deepspeed:` sets a key that is ours.
     """
-    micro, accumulation = batch_split(config, world_size)
+    micro, _ = batch_split(config, world_size)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         # The loop owns accumulation: it calls backward as often as it likes, then step once. DeepSpeed's own
@@ -28,7 +28,8 @@ def deepspeed_config(config: RunConfig, world_size: int, bf16: bool) -> dict[str
             "overlap_comm": False,
             "stage3_gather_16bit_weights_on_model_save": False,
         },
-        "activation_checkpointing": {"cpu_checkpointing": config.train.recompute.mode == "offload"},
+        # On a CPU the host's memory is the device's: nothing to offload (and DeepSpeed's copy would be lost).
+        "activation_checkpointing": {"cpu_checkpointing": config.train.recompute.mode == "offload" and device != "cpu"},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
         "wall_clock_breakdown": False,

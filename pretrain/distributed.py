@@ -45,9 +45,7 @@ def discover(env: Mapping[str, str]) -> World:
         if missing:
             raise RunError(f"The launcher set RANK or WORLD_SIZE but not {', '.join(missing)}; set all four or none.")
         size = int(env["WORLD_SIZE"])
-        return World(
-            int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), size, int(env.get("LOCAL_WORLD_SIZE", size))
-        )
+        return World(int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), size, int(env.get("LOCAL_WORLD_SIZE", size)))
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         # SLURM_STEP_TASKS_PER_NODE reads like "4(x2),3"; the first figure is good for sharing a node's cores.
         per_node = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
@@ -137,6 +135,10 @@ class Ranks:
     def barrier(self) -> None:
         """Waits until every rank is here."""
         self.all_true(True)
+
+    def close(self) -> None:
+        """Leaves the group; only when all ranks leave well. After an error it would wait for the others."""
+        dist.destroy_process_group()
 
     def _reduce(self, values: tuple[float, ...] | list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(list(values), dtype=torch.float64)

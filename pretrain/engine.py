@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ def import_deepspeed(device: torch.device) -> Any:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # DeepSpeed's shared-memory all-reduce for CPUs compiles itself for most of a minute at first use and needs
+    # a compiler; gloo does the same sums without either.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning)
     return deepspeed
 
 
@@ -55,7 +60,9 @@ class Engine:
         model = LanguageModel(config.model).to(self.device)
         self.parameter_count = sum(p.numel() for p in model.parameters())
         groups = parameter_groups(model, config.optim)
-        settings = deepspeed_config(config, ranks.world.size, uses_bf16(config, self.device))
+        settings = deepspeed_config(
+            config, ranks.world.size, bf16=uses_bf16(config, self.device), device=self.device.type
+        )
         self._engine, self._optimizer, *_ = self._deepspeed.initialize(
             model=model,
             optimizer=self._adamw(groups),
@@ -169,6 +176,18 @@ class Engine:
         recompute = self.config.train.recompute
         if recompute.mode == "none":
             return
+        on_host = bool(settings["activation_checkpointing"]["cpu_checkpointing"])
+        if recompute.mode == "offload" and not on_host:
+            log.info("Activations are computed again; there is no device to offload them from.")
         checkpointing = self._deepspeed.checkpointing
-        checkpointing.configure(None, checkpoint_in_cpu=settings["activation_checkpointing"]["cpu_checkpointing"])
-        model.set_recompute(checkpointing.checkpoint, recompute.every)
+        checkpointing.configure(None, checkpoint_in_cpu=on_host)
+
+        def checkpoint(block: nn.Module, x: Tensor, *shared: Tensor | None) -> Tensor:
+            # Offloading empties the inputs' storage; what all blocks share (masks, rotary tables) must stay.
+            for tensor in shared:
+                if tensor is not None:
+                    tensor.no_checkpointing = True  # type: ignore[attr-defined]  # DeepSpeed's mark
+            out: Tensor = checkpointing.checkpoint(block, x, *shared)
+            return out
+
+        model.set_recompute(checkpoint, recompute.every)

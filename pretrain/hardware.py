@@ -7,7 +7,14 @@ import time
 import torch
 
 # Dense bf16 peak [FLOP/s] from the vendors' data sheets, by a part of the device's name.
-_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "MI300X": 1307e12}
+_PEAK_BF16 = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "MI300X": 1307e12,
+}
 
 
 def peak_flops(device: torch.device) -> float:

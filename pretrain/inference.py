@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from data_pipeline.dataset import Dataset
+from data_pipeline.tokenizer import Tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_pipeline.dataset import Dataset
-from data_pipeline.tokenizer import Tokenizer
 from model.generate import generate
 from model.lm import LanguageModel
 from pretrain.checkpoint import Checkpoint, CheckpointStore, newest
@@ -48,7 +48,13 @@ class Trained:
         return summarise(split_name, split, nats, tokens)
 
     def generate(
-        self, prompt: str, tokens: int, temperature: float = 0.8, top_k: int = 0, top_p: float = 0.95, seed: int = 0
+        self,
+        prompt: str,
+        tokens: int,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float = 0.95,
+        seed: int = 0,
     ) -> str:
         """The prompt continued by up to `tokens` tokens, until the model ends the document."""
         tokenizer: Tokenizer = self.dataset.tokenizer()
@@ -65,7 +71,7 @@ class Trained:
                 stop_token=tokenizer.bos_id,
                 generator=generator,
             )
-        ids = [int(t) for t in out[0].tolist() if t != tokenizer.bos_id]
+        ids = [token for token in [*start[0, 1:].tolist(), *out[0]] if token != tokenizer.bos_id]
         return tokenizer.decode(ids)
 
 
@@ -93,7 +99,6 @@ def save_weights(model: LanguageModel, path: Path) -> None:
     """Writes the model alone as fp32 safetensors; the parameters must be whole (ZeRO 3: gathered)."""
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, path)
-
 
 
 def _at_step(directory: RunDirectory, step: int) -> Checkpoint:

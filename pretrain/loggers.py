@@ -51,7 +51,12 @@ class Terminal:
         self._steps, self._live = steps, sys.stderr.isatty()
         self._console = Console(stderr=True, highlight=False)
         self._validation = ""
-        columns = (TextColumn("train"), BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.fields[line]}"))
+        columns = (
+            TextColumn("train"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+        )
         self._progress = Progress(*columns, console=self._console, disable=not self._live)
         self._task = self._progress.add_task("train", total=steps, completed=step, line="")
         self._progress.start()
@@ -102,7 +107,9 @@ class Wandb:
     def log(self, record: Record) -> None:
         """Sends the record's numbers, named by its kind."""
         kind = record["kind"]
-        values = {f"{kind}/{k}": v for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "time")}
+        values = {
+            f"{kind}/{k}": v for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "time")
+        }
         for layer, weights in enumerate(record.get("mixing", [])):
             for branch, weight in zip(record["branches"], weights, strict=True):
                 values[f"mixing/{branch}/layer-{layer:02d}"] = weight
@@ -113,9 +120,7 @@ class Wandb:
         self._run.finish(quiet=True)
 
 
-def open_wandb(
-    settings: LoggingConfig, folder: Path, name: str, run_id: str, config: dict[str, Any]
-) -> Wandb | None:
+def open_wandb(settings: LoggingConfig, folder: Path, name: str, run_id: str, config: dict[str, Any]) -> Wandb | None:
     """The wandb run, or None when it is off or cannot start: a logger must not stop a training run."""
     if settings.wandb == "disabled":
         return None

@@ -87,7 +87,10 @@ def _summary(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
     if validation:
         final = validation[-1]
         rows += [
-            ("Validation perplexity", f"{final['perplexity']:.2f} per token, {final['word_perplexity']:.1f} per word"),
+            (
+                "Validation perplexity",
+                f"{final['perplexity']:.2f} per token, {final['word_perplexity']:.1f} per word",
+            ),
             ("Validation bits per byte", f"{final['bits_per_byte']:.4f}"),
         ]
     return rows + [(f"{name}, same text", f"{value:.4f} bits per byte") for name, value in baselines.items()]
@@ -110,12 +113,26 @@ def _figures(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
 
     def loss(axes: Any) -> None:
         axes.plot(steps, [r["loss"] for r in training], color=BLUE, lw=1.2, label="training")
-        axes.plot([r["step"] for r in validation], [r["loss"] for r in validation], "o-", color=ORANGE, ms=4, label="validation")
+        axes.plot(
+            [r["step"] for r in validation],
+            [r["loss"] for r in validation],
+            "o-",
+            color=ORANGE,
+            ms=4,
+            label="validation",
+        )
         axes.set_ylabel("loss [nats per token]")
         axes.legend(frameon=False)
 
     def bits(axes: Any) -> None:
-        axes.plot([r["step"] for r in validation], [r["bits_per_byte"] for r in validation], "o-", color=ORANGE, ms=4, label="this model")
+        axes.plot(
+            [r["step"] for r in validation],
+            [r["bits_per_byte"] for r in validation],
+            "o-",
+            color=ORANGE,
+            ms=4,
+            label="this model",
+        )
         for (name, value), colour in zip(baselines.items(), (GREY, GREEN, BLUE), strict=False):
             axes.axhline(value, ls="--", lw=1, color=colour, label=f"{name} {value:.2f}")
         axes.set_ylabel("validation bits per byte")
@@ -146,7 +163,15 @@ def _mixing_by_layer(record: Record) -> Callable[[Any], None]:
             values = [weights[index] for weights in record["mixing"]]
             axes.bar(layers, values, bottom=bottom, color=BRANCH_COLOURS[branch], label=branch, width=0.7)
             for layer, (value, base) in enumerate(zip(values, bottom, strict=True)):
-                axes.text(layer, base + value / 2, f"{value:.0%}", ha="center", va="center", color="white", fontsize=8)
+                axes.text(
+                    layer,
+                    base + value / 2,
+                    f"{value:.0%}",
+                    ha="center",
+                    va="center",
+                    color="white",
+                    fontsize=8,
+                )
             bottom = [b + v for b, v in zip(bottom, values, strict=True)]
         axes.set_xticks(layers)
         axes.set_ylabel("weight")
@@ -178,4 +203,4 @@ def _svg(draw: Callable[[Any], None], resumes: list[int], xlabel: str = "step") 
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    return Markup(text[text.index("<svg") :])  # noqa: S704  # our own drawing, no user text but escaped labels
+    return Markup(text[text.index("<svg") :])  # our own drawing, no user text but escaped labels

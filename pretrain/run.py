@@ -11,11 +11,11 @@ import time
 from typing import Any
 
 import torch
-
 from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Loader
+
+from model.config import BRANCHES
 from model.flops import flops_per_token
-from model.mixing import BRANCHES
 from pretrain import metrics
 from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
 from pretrain.config import RunConfig
@@ -54,7 +54,9 @@ def train(config: RunConfig) -> int:
         setup_logging(directory.logs, world.rank)
         if world.is_main:
             directory.freeze(config)
-        return Run(config, directory, dataset, ranks, stop).go()
+        code = Run(config, directory, dataset, ranks, stop).go()
+        ranks.close()
+    return code
 
 
 def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
@@ -79,7 +81,13 @@ class Run:
     def __init__(
         self, config: RunConfig, directory: RunDirectory, dataset: Dataset, ranks: Ranks, stop: StopFlag
     ) -> None:
-        self.config, self.directory, self.dataset, self.ranks, self.stop = config, directory, dataset, ranks, stop
+        self.config, self.directory, self.dataset, self.ranks, self.stop = (
+            config,
+            directory,
+            dataset,
+            ranks,
+            stop,
+        )
         self.world: World = ranks.world
         self.heartbeat = Heartbeat(directory.heartbeats, self.world.rank)
         self.heartbeat.beat("start", 0)
@@ -108,7 +116,11 @@ class Run:
             self._close_logs()
         self.heartbeat.beat("done" if outcome is Outcome.DONE else "stopped", self.state.step)
         if outcome is Outcome.STOPPED:
-            log.info("Stopped by %s at step %d; start it again and it continues.", self.stop.reason, self.state.step)
+            log.info(
+                "Stopped by %s at step %d; start it again and it continues.",
+                self.stop.reason,
+                self.state.step,
+            )
         return EXIT_DONE if outcome is Outcome.DONE else EXIT_REQUEUE
 
     # --- hooks of the loop -------------------------------------------------------------------------------
@@ -248,7 +260,12 @@ class Run:
             self.loggers.append(wandb)
             self.state.wandb_id = wandb.run_id
         parameters = self.engine.parameter_count
-        self._record("event", event="resume" if self.state.restarts else "start", ranks=self.world.size, rewound=removed)
+        self._record(
+            "event",
+            event="resume" if self.state.restarts else "start",
+            ranks=self.world.size,
+            rewound=removed,
+        )
         log.info(
             "%s: %s parameters, %d rank(s), ZeRO %d, %s, steps %d to %d.",
             self.directory.path,
@@ -326,4 +343,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-

@@ -1,0 +1,288 @@
+"""`pha`: the composition root. Every command imports what it needs inside, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cluster.errors import ClusterError
+from data_pipeline.errors import DataError
+from model.errors import ModelError
+from pretrain.errors import EXIT_BAD_INPUT, RunError
+
+app = typer.Typer(
+    name="pha",
+    help="Pretrain parallel hybrid language models, from a laptop to a cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Turn text into a tokenized dataset, and check one.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
+
+
+def main() -> None:
+    """Runs a command; a problem becomes one sentence on standard error and a non-zero exit code."""
+    try:
+        app()
+    except (RunError, DataError, ModelError, ClusterError) as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        # Not sys.exit: a rank that cannot go on must not wait for the others while it tidies up.
+        os._exit(EXIT_BAD_INPUT)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/demo.yaml.")],
+    overrides: Overrides = None,
+    ranks: Annotated[int, typer.Option(help="Start so many ranks on this machine.")] = 1,
+) -> None:
+    """Train a run, or go on with it: alone, with --ranks, under torchrun or under srun."""
+    from pretrain import config_file
+
+    resolved = config_file.load(config, overrides or ())
+    if ranks > 1:
+        from cluster.local import LocalJob
+        from pretrain.rundir import RunDirectory
+
+        directory = RunDirectory(resolved.run_dir)
+        directory.create()
+        command = [sys.executable, "-m", "pretrain.cli", "train", str(config), *(overrides or ())]
+        with LocalJob(command, ranks, directory.logs) as job:
+            raise typer.Exit(job.wait())
+    from pretrain.run import train as train_rank
+
+    raise typer.Exit(train_rank(resolved))
+
+
+@app.command()
+def config(path: Annotated[Path, typer.Argument(help="A YAML file.")], overrides: Overrides = None) -> None:
+    """Print a run's configuration with every value filled in."""
+    from pretrain import config_file
+
+    print(config_file.dump(config_file.load(path, overrides or ())), end="")
+
+
+@app.command()
+def info(
+    preset: Annotated[str, typer.Argument(help="A model preset, for example pha-125m.")],
+    vocab: Annotated[int | None, typer.Option(help="Vocabulary, where the preset leaves it open.")] = None,
+    seq_len: Annotated[int, typer.Option(help="Sequence length for the FLOP count.")] = 1024,
+    as_json: Json = False,
+) -> None:
+    """Show a preset's parameters and training FLOPs by part."""
+    from model.flops import flops_per_token
+    from model.params import count_parameters
+    from model.presets import preset as find
+
+    model = find(preset)
+    if model.vocab_size is None or vocab:
+        model = model.model_copy(update={"vocab_size": vocab or 4096})
+    parameters, flops = count_parameters(model), flops_per_token(model, seq_len)
+    if as_json:
+        _print_json(
+            {
+                "preset": preset,
+                "config": model.model_dump(),
+                "parameters": parameters,
+                "flops_per_token": flops,
+            }
+        )
+        return
+    rows = [
+        (
+            part,
+            f"{parameters[part]:,}" if part in parameters else "",
+            f"{flops[part]:,.0f}" if part in flops else "",
+        )
+        for part in sorted(parameters.keys() | flops.keys(), key=lambda p: (p == "total", p))
+    ]
+    _print_table(f"{preset}, vocabulary {model.vocab_size:,}", ("part", "parameters", "training FLOP / token"), rows)
+
+
+@app.command("eval")
+def evaluate(
+    run: RunArgument,
+    split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
+    step: Annotated[int | None, typer.Option(help="A checkpoint's step; the newest if not given.")] = None,
+    sequences: Annotated[int | None, typer.Option(help="Only the first so many sequences.")] = None,
+    baselines: Annotated[bool, typer.Option(help="Also what a unigram model and xz reach.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a checkpoint: perplexity per token and per word, bits per byte."""
+    from pretrain.baselines import measure as measure_baselines
+    from pretrain.inference import load
+
+    trained = load(run, step)
+    result = trained.evaluate(split, sequences)
+    compared = measure_baselines(trained.dataset, split) if baselines else {}
+    if as_json:
+        _print_json({**result.as_dict(), "step": trained.checkpoint.step, "baselines": compared})
+        return
+    rows = [
+        ("tokens", f"{result.tokens:,}"),
+        ("loss [nats/token]", f"{result.loss:.4f}"),
+        ("perplexity per token", f"{result.perplexity:.2f}"),
+        ("perplexity per word", f"{result.word_perplexity:.2f}"),
+        ("bits per byte", f"{result.bits_per_byte:.4f}"),
+        *((f"bits per byte of {name}", f"{value:.4f}") for name, value in compared.items()),
+    ]
+    _print_table(f"{run}, step {trained.checkpoint.step}, {split}", ("figure", "value"), rows)
+
+
+@app.command()
+def generate(
+    run: RunArgument,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "",
+    tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 200,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample among so many; no limit if not given.")] = None,
+    top_p: Annotated[float, typer.Option(help="Sample within this probability mass.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    step: Annotated[int | None, typer.Option(help="A checkpoint's step; the newest if not given.")] = None,
+) -> None:
+    """Let a trained model continue a text."""
+    from pretrain.inference import load
+
+    print(load(run, step).generate(prompt, tokens, temperature, top_k, top_p, seed))
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Write a run's report: one HTML file with the curves, the mixing weights and a sample."""
+    from pretrain.report import write_report
+
+    print(write_report(run))
+
+
+@app.command()
+def status(run: RunArgument, as_json: Json = False) -> None:
+    """Show what a run is doing, from its files alone."""
+    from cluster.status import read_status
+
+    found = read_status(run)
+    if as_json:
+        _print_json(found.as_dict())
+        return
+    rate = f", {found.tokens_per_s:,.0f} tokens/s" if found.tokens_per_s else ""
+    title = f"{found.run}: step {found.step} of {found.steps}, loss {found.loss}{rate}; checkpoints {found.checkpoints}"
+    rows = [(str(r.rank), r.host, r.phase, str(r.step), f"{r.age_s:.0f} s ago") for r in found.ranks]
+    _print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
+
+
+@app.command()
+def demo(
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Your own files instead of the installed docs.")
+    ] = None,
+    run: Annotated[Path, typer.Option(help="The run directory.")] = Path("runs/demo"),
+    data: Annotated[Path, typer.Option(help="The dataset directory.")] = Path("data/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """The whole way on this machine: text, shards, training, a kill, a resume, evaluation, a report."""
+    from cluster.local import LocalJob
+    from pretrain.demo import Demo
+
+    def launch(command: list[str], ranks: int, output: Path) -> LocalJob:
+        return LocalJob(command, ranks, output)
+
+    Demo(run, data, tuple(text or ()), tuple(overrides or ()), launch).go()
+
+
+@data_app.command("build")
+def data_build(
+    output: Annotated[Path, typer.Argument(help="The dataset's directory.")],
+    sources: Annotated[list[str], typer.Argument(help=".txt, .md or .jsonl files, globs, or installed-docs.")],
+    vocab: Annotated[int, typer.Option(help="Vocabulary of the tokenizer that is trained.")] = 32_000,
+    kind: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
+    tokenizer: Annotated[Path | None, typer.Option(help="Use this SentencePiece model instead.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of documents for validation.")] = 0.005,
+    test: Annotated[float, typer.Option(help="Share of documents for the test.")] = 0.005,
+    as_json: Json = False,
+) -> None:
+    """Clean, split, tokenize and write a dataset of WebDataset shards."""
+    from data_pipeline.build import build
+    from data_pipeline.config import BuildConfig
+    from data_pipeline.stats import stats
+    from pretrain.config_file import validated
+
+    options = {
+        "sources": sources,
+        "output": output,
+        "tokenizer": {"kind": kind, "vocab_size": vocab, "model": tokenizer},
+        "validation_fraction": validation,
+        "test_fraction": test,
+    }
+    build(validated(BuildConfig, options, "pha data build"), progress=not as_json)
+    _show_stats(output, stats(output), as_json)
+
+
+@data_app.command("verify")
+def data_verify(dataset: Annotated[Path, typer.Argument(help="A dataset.")], as_json: Json = False) -> None:
+    """Re-hash every shard, check every block and decode samples."""
+    from data_pipeline.verify import verify
+
+    result = verify(dataset)
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        for problem in result.problems:
+            print(f"problem: {problem}")
+        print(
+            f"{dataset}: {len(result.problems)} problem(s), {result.blocks:,} blocks and {result.shards} shards checked"
+        )
+    raise typer.Exit(1 if result.problems else 0)
+
+
+@data_app.command("stats")
+def data_stats(dataset: Annotated[Path, typer.Argument(help="A dataset.")], as_json: Json = False) -> None:
+    """Count documents, tokens, bytes and words by split."""
+    from data_pipeline.stats import stats
+
+    _show_stats(dataset, stats(dataset), as_json)
+
+
+def _show_stats(dataset: Path, found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(found)
+        return
+    splits: dict[str, dict[str, Any]] = found["splits"]
+    figures = list(next(iter(splits.values())))
+    rows = [(name, *(_figure(split[name]) for split in splits.values())) for name in figures]
+    _print_table(str(dataset), ("figure", *splits), rows)
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, default=str))
+
+
+def _print_table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

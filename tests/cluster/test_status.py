@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from cluster.errors import ClusterError
+from cluster.status import read_status
+
+
+def test_a_run_is_read_from_its_files_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {steps: 100}\n")
+    records = [{"kind": "train", "step": s, "loss": 2.0, "tokens_per_s": 10.0} for s in (1, 2)]
+    lines = [json.dumps(r) for r in [*records, {"kind": "validation", "step": 2}]]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "tr']))
+    (tmp_path / "checkpoints" / "step-00000002").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000003.damaged-1").mkdir()
+    (tmp_path / "heartbeats").mkdir()
+    beat = {"rank": 1, "host": "n1", "pid": 7, "phase": "train", "step": 2, "time": time.time() - 5}
+    (tmp_path / "heartbeats" / "rank-1.json").write_text(json.dumps(beat))
+    status = read_status(tmp_path)
+    assert (status.step, status.steps, status.loss, status.checkpoints) == (2, 100, 2.0, [2])
+    assert status.ranks[0].host == "n1"
+    assert 4 < status.ranks[0].age_s < 60
+
+
+def test_another_folder_is_one_sentence(tmp_path):
+    with pytest.raises(ClusterError, match="not a run directory"):
+        read_status(tmp_path)

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from pretrain.checkpoint import MANIFEST, MARKER, Checkpoint, CheckpointStore, newest, step_of
+from pretrain.errors import RunError
+from pretrain.state import CheckpointInfo, TrainState
+
+
+def info(step=0):
+    return CheckpointInfo(
+        state=TrainState(step=step),
+        world_size=1,
+        zero_stage=1,
+        config_hash="c",
+        dataset_hash="d",
+        tokenizer_hash="t",
+        fingerprint=1.5,
+        versions={},
+    )
+
+
+def save(store, step):
+    folder = store.begin(step)
+    (folder / "zero").mkdir()
+    (folder / "zero" / "optimizer.pt").write_bytes(bytes(range(256)) * 8)
+    (folder / "model.safetensors").write_bytes(b"weights %d" % step)
+    return store.commit(step, info(step))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path, keep=2)
+
+
+def test_what_is_committed_verifies_and_is_found(store):
+    assert store.latest() is None
+    save(store, 10)
+    checkpoint = save(store, 20)
+    assert checkpoint.problems() == []
+    assert store.latest() == checkpoint
+    assert checkpoint.info().state.step == checkpoint.step == 20
+    names = json.loads((checkpoint.path / MANIFEST).read_text())
+    assert set(names) == {"zero/optimizer.pt", "model.safetensors", "state.json"}
+
+
+def test_only_the_newest_are_kept(store):
+    for step in (1, 2, 3, 4):
+        save(store, step)
+    assert [c.step for c in store.all()] == [3, 4]
+
+
+def _truncate(path):
+    file = path / "zero" / "optimizer.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def _flip_a_bit(path):
+    file = path / "zero" / "optimizer.pt"
+    data = bytearray(file.read_bytes())
+    data[1000] ^= 1
+    file.write_bytes(data)
+
+
+def _edit_manifest(path):
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest.pop("zero/optimizer.pt")
+    (path / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_truncate, "2047 bytes instead of 2048"),
+        (_flip_a_bit, "another SHA-256"),
+        (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda p: (p / MARKER).unlink(), "never completed"),
+        (_edit_manifest, "not the one that was committed"),
+    ],
+)
+def test_damage_is_named_skipped_and_kept(store, caplog, damage, words):
+    older = save(store, 10)
+    damaged = save(store, 20)
+    damage(damaged.path)
+    with caplog.at_level(logging.WARNING):
+        assert store.latest() == older
+    assert words in caplog.text
+    assert "step-00000020" in caplog.text
+    assert (store.directory / "step-00000020.damaged-1").is_dir()
+    assert save(store, 20).problems() == [], "the step can be written again"
+
+
+def test_an_attempt_that_died_leaves_nothing_that_counts(store):
+    save(store, 10)
+    folder = store.begin(20)
+    (folder / "half").write_bytes(b"x")
+    assert store.latest().step == 10
+    store.begin(30)
+    assert not folder.exists()
+    store.abandon(30)
+    assert [p.name for p in store.directory.iterdir()] == ["step-00000010"]
+
+
+def test_readers_do_not_touch_damaged_checkpoints(store):
+    save(store, 10)
+    damaged = save(store, 20)
+    _flip_a_bit(damaged.path)
+    assert newest(store.directory).step == 10
+    assert damaged.path.is_dir()
+
+
+def test_no_checkpoint_is_one_sentence(tmp_path):
+    with pytest.raises(RunError, match="holds no complete checkpoint"):
+        newest(tmp_path)
+    with pytest.raises(RunError, match="names look like step-00001000"):
+        step_of(tmp_path)
+    with pytest.raises(RunError, match=r"no readable state\.json"):
+        Checkpoint(tmp_path).info()
