@@ -41,11 +41,17 @@ def test_a_failed_rank_ends_the_others_and_says_its_last_words(tmp_path, capfd):
 
 
 def test_ranks_that_stop_on_request_are_waited_for(tmp_path):
-    code = (
-        "import signal\n"
-        f"def leave(*_): time.sleep(1 + rank); open(os.path.join({str(tmp_path)!r}, f'saved-{{rank}}'), 'w'); sys.exit(75)\n"
-        f"signal.signal(signal.SIGUSR1, leave); open(os.path.join({str(tmp_path)!r}, f'ready-{{rank}}'), 'w'); time.sleep(60)"
-    )
+    code = f"""
+import pathlib, signal
+folder = pathlib.Path({str(tmp_path)!r})
+def leave(*_):
+    time.sleep(1 + rank)
+    (folder / f'saved-{{rank}}').touch()
+    sys.exit(75)
+signal.signal(signal.SIGUSR1, leave)
+(folder / f'ready-{{rank}}').touch()
+time.sleep(60)
+"""
     running = job(tmp_path, code)
     _wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
     running.signal(signal.SIGUSR1)
@@ -61,12 +67,16 @@ def test_a_killed_rank_is_seen(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
 def test_ranks_die_with_their_launcher(tmp_path):
     root = Path(__file__).resolve().parents[2]
-    script = (
-        "import sys, pathlib; from cluster.local import LocalJob\n"
-        "LocalJob([sys.executable, '-c', \"import os, time, pathlib;"
-        f" pathlib.Path({str(tmp_path)!r}, 'pid-' + os.environ['RANK']).write_text(str(os.getpid())); time.sleep(60)\"],"
-        f" 2, pathlib.Path({str(tmp_path)!r})).wait()"
-    )
+    rank = f"""
+import os, pathlib, time
+pathlib.Path({str(tmp_path)!r}, 'pid-' + os.environ['RANK']).write_text(str(os.getpid()))
+time.sleep(60)
+"""
+    script = f"""
+import pathlib, sys
+from cluster.local import LocalJob
+LocalJob([sys.executable, '-c', {rank!r}], 2, pathlib.Path({str(tmp_path)!r})).wait()
+"""
     launcher = subprocess.Popen([sys.executable, "-c", script], cwd=root)
     _wait_for(lambda: all((tmp_path / f"pid-{r}").exists() and (tmp_path / f"pid-{r}").read_text() for r in (0, 1)))
     launcher.kill()
