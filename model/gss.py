@@ -1,0 +1,65 @@
+"""The gated state space branch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.cache import LayerCache
+from model.config import ModelConfig
+from model.scan import diagonal_scan
+
+INPUT_SCALE_FLOOR = 1e-6
+"""Least 1 - a^2 under the square root of the RG-LRU input scale; it bounds the derivative at 500."""
+
+
+class GatedStateSpace(nn.Module):
+    """h_t = g_t * (A h_{t-1} + u_t), then a feature filter and an output map.
+
+    This is Eq. 2 and Figure 1 of arXiv 2606.16093, with what they leave open filled in:
+
+        u = W_u x,  g = sigmoid(W_g x + b_g),  a = g * exp(-softplus(lambda))
+        h_t = a_t * h_{t-1} + s_t * g_t * u_t
+        z = W_o (h * silu(W_f x))
+
+    A is diagonal and in (0, 1]: with a dense A the gate does not commute with it, and no parallel form
+    exists. s = 1 is Eq. 2; s = sqrt(1 - a^2) is the input scale of RG-LRU (arXiv 2402.19427). The recurrence
+    is float32 under any autocast or parameter dtype. The three input maps share one matrix, rows u, g, f.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        size = config.gss_size
+        self.chunk = config.gss.chunk
+        self.input_scale = config.gss.input_scale
+        self.in_proj = nn.Linear(config.d_model, 3 * size, bias=False)
+        self.gate_bias = nn.Parameter(torch.empty(size))
+        self.decay = nn.Parameter(torch.empty(size)) if config.gss.decay == "real" else None
+        self.out_proj = nn.Linear(size, config.d_model, bias=False)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
+        """Run the recurrence over each row.
+
+        Args:
+            x: [B, T, d_model].
+            keep: [B, T, 1], 0 at the first token of a document and 1 elsewhere; None is one document.
+            cache: this block's cache; its state enters, and is replaced by the last one.
+
+        Returns:
+            [B, T, d_model].
+        """
+        inputs, gate, features = self.in_proj(x).chunk(3, dim=-1)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        gate = torch.sigmoid(gate + self.gate_bias.to(dtype))
+        decay = gate if self.decay is None else gate * torch.exp(-F.softplus(self.decay.to(dtype)))
+        driven = gate * inputs
+        if self.input_scale == "rglru":
+            # From the decay before any reset: a document's first token is treated alike in every packing.
+            driven = driven * torch.sqrt((1 - decay.square()).clamp(min=INPUT_SCALE_FLOOR))
+        if keep is not None:
+            decay = decay * keep
+        states, final = diagonal_scan(decay, driven, None if cache is None else cache.state, self.chunk)
+        if cache is not None:
+            cache.state = final.clone()  # a view would keep every state alive
+        return self.out_proj((states * F.silu(features)).to(x.dtype))

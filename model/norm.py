@@ -1,0 +1,31 @@
+"""Root mean square normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * gain over the last dimension, computed in float32 (arXiv 1910.07467, Eq. 4).
+
+    Args:
+        size: channels.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Normalise x [..., size]; the result has its shape and dtype.
+
+        `scale` is a scalar tensor on the result. It multiplies the gain, `size` numbers, and not the
+        activations.
+        """
+        weight = self.weight if scale is None else self.weight * scale
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(dtype), weight.shape, weight.to(dtype), self.eps).to(x.dtype)

@@ -1,0 +1,101 @@
+"""Parameter and operation counts against the torch model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.config import ModelConfig
+from model.errors import ModelError
+from model.flops import flops_per_token
+from model.lm import LanguageModel
+from model.params import count_parameters
+from model.presets import preset
+
+PLACES = {
+    "embedding": ["embedding."],
+    "attention": [".attention."],
+    "gss": [".gss."],
+    "ffn_aux": [".ffn_aux."],
+    "ffn_main": [".ffn_main."],
+    "norms": ["norm.", ".norm_"],
+    "mixing": [".mixing."],
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"gss": {"decay": "none", "expansion": 1.3}}, {"n_kv_heads": 4, "ffn_aux": 1.25, "n_layers": 3}],
+)
+def test_formulae_equal_the_model_part_by_part(nano: ModelConfig, changes: dict[str, Any]) -> None:
+    config = ModelConfig(**{**nano.model_dump(), **changes})
+    model = LanguageModel(config)
+    expected = dict.fromkeys(PLACES, 0)
+    for name, parameter in model.named_parameters():
+        part = next(part for part, marks in PLACES.items() if any(mark in name for mark in marks))
+        expected[part] += parameter.numel()
+    expected["total"] = sum(parameter.numel() for parameter in model.parameters())
+    assert count_parameters(config) == expected
+
+
+@pytest.mark.parametrize("name", ["pha-90m", "pha-125m", "pha-180m"])
+def test_formulae_equal_the_papers_models(name: str) -> None:
+    with torch.device("meta"):
+        model = LanguageModel(preset(name))
+    assert count_parameters(preset(name))["total"] == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "tolerance"),
+    [("pha-90m", 89.7, 0.01), ("pha-125m", 125, 0.03), ("pha-180m", 180.5, 0.01)],
+)
+def test_totals_are_those_of_table_1(name: str, millions: float, tolerance: float) -> None:
+    assert count_parameters(preset(name))["total"] / 1e6 == pytest.approx(millions, rel=tolerance)
+
+
+def test_the_tiny_preset_has_two_million_parameters() -> None:
+    config = preset("pha-tiny").model_copy(update={"vocab_size": 4096})
+    assert count_parameters(config)["total"] == pytest.approx(1.9e6, rel=0.02)
+
+
+def test_matrix_products_equal_torchs_count(build: Callable[..., LanguageModel]) -> None:
+    model = build(n_layers=3, ffn_aux=1.25)
+    rows, length = 2, 7
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(rows, length, dtype=torch.int64))
+    counts = counter.get_flop_counts()
+
+    def measured(*places: str) -> int:
+        return sum(sum(ops.values()) for name, ops in counts.items() if name.endswith(places))
+
+    parts = {k: v * rows * length for k, v in flops_per_token(model.config, length, backward=False).items()}
+    assert measured("attention.qkv", "attention.out") == parts["attention_projections"]
+    assert measured("gss.in_proj", "gss.out_proj") == parts["gss_projections"]
+    assert measured("ffn_aux.gate_up", "ffn_aux.down") == parts["ffn_aux"]
+    assert measured("ffn_main.gate_up", "ffn_main.down") == parts["ffn_main"]
+    assert measured(".embedding") == parts["head"]
+
+
+def test_attention_and_the_scan_by_hand(nano: ModelConfig) -> None:
+    # 4 heads of 8 channels see 1, 2, 3 tokens: two products of 2 * 8 operations a pair, in 2 layers.
+    parts = flops_per_token(nano, 3, backward=False)
+    assert parts["attention_scores"] * 3 == 2 * 4 * (1 + 2 + 3) * 2 * (2 * 8)
+    assert parts["scan"] == 2 * 80 * 5
+    assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
+
+
+def test_the_backward_pass_doubles_the_forward_pass(nano: ModelConfig) -> None:
+    forward, both = (flops_per_token(nano, 64, backward) for backward in (False, True))
+    assert both == {name: 3 * value for name, value in forward.items()}
+
+
+def test_counts_need_a_vocabulary_and_a_length(nano: ModelConfig) -> None:
+    for function in (count_parameters, lambda config: flops_per_token(config, 8)):
+        with pytest.raises(ModelError, match="vocab_size is not set"):
+            function(preset("pha-nano"))
+    with pytest.raises(ModelError, match="sequence length is 0"):
+        flops_per_token(nano, 0)
