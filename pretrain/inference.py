@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from data_pipeline.dataset import Dataset
-from data_pipeline.tokenizer import Tokenizer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_pipeline.dataset import Dataset
+from data_pipeline.tokenizer import Tokenizer
 from model.generate import generate
 from model.lm import LanguageModel
 from pretrain.checkpoint import Checkpoint, CheckpointStore, newest

@@ -6,6 +6,7 @@ import datetime
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,21 +104,25 @@ class Wandb:
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
         self.run_id: str = self._run.id
+        self._failed = False
 
     def log(self, record: Record) -> None:
         """Sends the record's numbers, named by its kind."""
-        kind = record["kind"]
-        values = {
-            f"{kind}/{k}": v for k, v in record.items() if isinstance(v, int | float) and k not in ("step", "time")
-        }
-        for layer, weights in enumerate(record.get("mixing", [])):
-            for branch, weight in zip(record["branches"], weights, strict=True):
-                values[f"mixing/{branch}/layer-{layer:02d}"] = weight
-        self._run.log({**values, "step": record["step"]})
+        self._guarded(lambda: self._run.log({**_scalars(record), "step": record["step"]}))
 
     def close(self) -> None:
         """Finishes the run's files."""
-        self._run.finish(quiet=True)
+        self._guarded(self._run.finish)
+
+    def _guarded(self, action: Callable[[], object]) -> None:
+        """A logger that fails is left out; it must not stop a training run."""
+        if self._failed:
+            return
+        try:
+            action()
+        except Exception as error:
+            self._failed = True
+            log.warning("wandb failed (%s); the run goes on without it.", error)
 
 
 def open_wandb(settings: LoggingConfig, folder: Path, name: str, run_id: str, config: dict[str, Any]) -> Wandb | None:
@@ -129,6 +134,20 @@ def open_wandb(settings: LoggingConfig, folder: Path, name: str, run_id: str, co
     except Exception as error:
         log.warning("wandb could not start (%s); the run goes on without it.", error)
         return None
+
+
+def _scalars(record: Record) -> dict[str, float]:
+    """The record's numbers under names that wandb groups: `train/loss`, `mixing/gss/layer-03`."""
+    skipped = ("step", "time")
+    values = {
+        f"{record['kind']}/{key}": value
+        for key, value in record.items()
+        if isinstance(value, int | float) and key not in skipped
+    }
+    for layer, weights in enumerate(record.get("mixing", [])):
+        for branch, weight in zip(record["branches"], weights, strict=True):
+            values[f"mixing/{branch}/layer-{layer:02d}"] = weight
+    return values
 
 
 def _train_line(record: Record, steps: int) -> str:

@@ -11,9 +11,9 @@ import time
 from typing import Any
 
 import torch
+
 from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Loader
-
 from model.config import BRANCHES
 from model.flops import flops_per_token
 from pretrain import metrics
@@ -209,8 +209,8 @@ class Run:
         tolerance = 1e-2 if uses_bf16(self.config, self.engine.device) else 1e-5
         if not math.isclose(fingerprint, info.fingerprint, rel_tol=tolerance):
             raise RunError(
-                f"The weights loaded from {checkpoint.path} give a loss of {fingerprint:.6f} on the fixed batch instead "
-                f"of {info.fingerprint:.6f}: they are not the weights that were saved. Remove that checkpoint, and the "
+                f"The weights loaded from {checkpoint.path} give a loss of {fingerprint:.6f} on the fixed batch "
+                f"instead of {info.fingerprint:.6f}: they are not the weights that were saved. Remove that checkpoint, and the "
                 "run continues from the one before."
             )
         log.info("Resumed from %s: step %d, %s tokens.", checkpoint.path.name, step, f"{self.state.tokens:,}")
@@ -219,8 +219,8 @@ class Run:
         if info.dataset_hash != self.dataset.hash:
             what = "another tokenizer" if info.tokenizer_hash != self.dataset.tokenizer_hash else "other text"
             raise RunError(
-                f"The dataset {self.config.data.path} has {what} than the one {checkpoint.path} was trained on; restore "
-                "that dataset, or start a new run with another run_dir."
+                f"The dataset {self.config.data.path} has {what} than the one {checkpoint.path} was trained on; "
+                "restore that dataset, or start a new run with another run_dir."
             )
         made_with = (info.world_size, info.zero_stage)
         if made_with != (self.world.size, self.config.train.zero_stage):

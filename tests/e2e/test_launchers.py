@@ -54,19 +54,19 @@ def _as_slurm_tasks(program, tasks):
 def test_the_demo_kills_resumes_evaluates_and_reports(tmp_path):
     corpus = write_corpus(tmp_path / "corpus.jsonl")
     run, data = tmp_path / "demo", tmp_path / "data"
-    small = ("model.preset=pha-nano", "data.seq_len=64", "train.steps=40", "checkpoint.every=8", "logging.every=1")
-    arguments = ("demo", "--text", corpus, "--run", run, "--data", data, *small, "eval.every=20", "optim.lr=1e-2")
+    small = ("model.preset=pha-nano", "data.seq_len=64", "train.steps=160", "checkpoint.every=20", "logging.every=1")
+    arguments = ("demo", "--text", corpus, "--run", run, "--data", data, *small, "eval.every=80", "optim.lr=1e-2")
     result = pha(*arguments)
     assert result.returncode == 0, result.stderr
     killed = json.loads((run / "killed.json").read_text())["step"]
-    assert 24 > killed > 16
+    assert 100 > killed > 80
     records = metrics.read(run / "metrics.superseded.jsonl")
     assert records, "steps were trained twice"
     after = training(run)
     assert all(after[r["step"]][0] == r["loss"] for r in records if r["kind"] == "train")
     assert "to the last digit" in result.stderr
-    assert list(after) == list(range(1, 41))
-    assert set(validation(run)) == {20, 40}
+    assert list(after) == list(range(1, 161))
+    assert set(validation(run)) == {80, 160}
     evaluation = json.loads((run / "evaluation.json").read_text())
     baselines = json.loads((run / "baselines.json").read_text())
     assert evaluation["validation"]["complete"]
@@ -86,9 +86,9 @@ def test_the_demo_kills_resumes_evaluates_and_reports(tmp_path):
 def _reading_commands(run, evaluation):
     shown = json.loads(pha("eval", run, "--json", "--split", "test").stdout)
     assert shown["loss"] == evaluation["test"]["loss"]
-    assert shown["step"] == newest(run / "checkpoints").step == 40
+    assert shown["step"] == newest(run / "checkpoints").step == 160
     status = json.loads(pha("status", run, "--json").stdout)
-    assert status["step"] == 40
+    assert status["step"] == 160
     assert [r["phase"] for r in status["ranks"]] == ["done", "done"]
     one, two = (pha("generate", run, "The", "--tokens", 20, "--seed", seed).stdout for seed in (1, 1))
     assert one == two

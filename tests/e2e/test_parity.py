@@ -13,7 +13,7 @@ import pytest
 from cluster.local import LocalJob
 from tests.e2e.runs import write_config
 
-BASE = "model.dropout=0 train.steps=6 eval.every=0"
+BASE = "model.dropout=0 train.steps=6 eval.every=0 optim.lr=1e-2 optim.schedule.warmup_steps=0"
 TWO_RANKS = [
     *(f"{BASE} train.zero_stage={stage}" for stage in (0, 1, 2, 3)),
     f"{BASE} train.zero_stage=2 train.micro_batch=4",
