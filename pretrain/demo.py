@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_pipeline.build import build
-from data_pipeline.dataset import Dataset
 from rich.console import Console
 
+from data_pipeline.build import build
 from data_pipeline.config import BuildConfig, TokenizerConfig
+from data_pipeline.dataset import Dataset
 from pretrain import config_file, metrics
 from pretrain.baselines import measure
 from pretrain.config import RunConfig

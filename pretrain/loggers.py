@@ -19,6 +19,9 @@ from pretrain.metrics import Record
 
 log = logging.getLogger(__name__)
 
+# One console for log lines and the progress line, so that neither writes over the other.
+_console = Console(stderr=True, highlight=False)
+
 
 def setup_logging(folder: Path, rank: int) -> None:
     """Everything goes to `rank-N.log`; rank 0's warnings and news also to the terminal."""
@@ -30,7 +33,7 @@ def setup_logging(folder: Path, rank: int) -> None:
     root.addHandler(file)
     root.setLevel(logging.INFO)
     if rank == 0:
-        terminal = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+        terminal = RichHandler(console=_console, show_path=False, show_time=False)
         terminal.setFormatter(logging.Formatter("%(message)s"))
         root.addHandler(terminal)
 
@@ -50,7 +53,6 @@ class Terminal:
 
     def __init__(self, steps: int, step: int) -> None:
         self._steps, self._live = steps, sys.stderr.isatty()
-        self._console = Console(stderr=True, highlight=False)
         self._validation = ""
         columns = (
             TextColumn("train"),
@@ -58,7 +60,7 @@ class Terminal:
             MofNCompleteColumn(),
             TextColumn("{task.fields[line]}"),
         )
-        self._progress = Progress(*columns, console=self._console, disable=not self._live)
+        self._progress = Progress(*columns, console=_console, disable=not self._live)
         self._task = self._progress.add_task("train", total=steps, completed=step, line="")
         self._progress.start()
 
@@ -68,10 +70,10 @@ class Terminal:
             line = _train_line(record, self._steps) + self._validation
             self._progress.update(self._task, completed=record["step"], line=line)
             if not self._live:
-                self._console.print(f"step {record['step']}/{self._steps} {line}", soft_wrap=True)
+                _console.print(f"step {record['step']}/{self._steps} {line}", soft_wrap=True)
         elif record["kind"] == "validation":
             self._validation = f" · validation {record['bits_per_byte']:.3f} bits/byte"
-            self._console.print(
+            _console.print(
                 f"step {record['step']} validation: loss {record['loss']:.4f}, perplexity "
                 f"{record['perplexity']:.2f}, {record['bits_per_byte']:.4f} bits per byte",
                 soft_wrap=True,

@@ -89,7 +89,7 @@ def _summary(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
         rows += [
             (
                 "Validation perplexity",
-                f"{final['perplexity']:.2f} per token, {final['word_perplexity']:.1f} per word",
+                f"{final['perplexity']:.2f} per token, {final['word_perplexity']:,.1f} per word",
             ),
             ("Validation bits per byte", f"{final['bits_per_byte']:.4f}"),
         ]

@@ -210,8 +210,8 @@ class Run:
         if not math.isclose(fingerprint, info.fingerprint, rel_tol=tolerance):
             raise RunError(
                 f"The weights loaded from {checkpoint.path} give a loss of {fingerprint:.6f} on the fixed batch "
-                f"instead of {info.fingerprint:.6f}: they are not the weights that were saved. Remove that checkpoint, and the "
-                "run continues from the one before."
+                f"instead of {info.fingerprint:.6f}: they are not the weights that were saved. "
+                "Remove that checkpoint, and the run continues from the one before."
             )
         log.info("Resumed from %s: step %d, %s tokens.", checkpoint.path.name, step, f"{self.state.tokens:,}")
 

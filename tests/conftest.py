@@ -37,7 +37,6 @@ def write_corpus(path: Path, start: int = 0, stop: int | None = None) -> Path:
 def tiny_dataset(tmp_path_factory) -> Path:
     """A dataset of about 200 thousand tokens, built once."""
     from data_pipeline.build import build
-
     from data_pipeline.config import BuildConfig, TokenizerConfig
 
     folder = tmp_path_factory.mktemp("tiny")

@@ -90,7 +90,7 @@ def test_sizes_stay_readable(path):
     text = path.read_text(encoding="utf-8")
     assert text.count("\n") <= 400, "a file that no longer fits in a head"
     tree = ast.parse(text)
-    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
     for node in [*tree.body, *(member for c in classes for member in c.body)]:
         # what autograd.Function calls is described by its class
         private = getattr(node, "name", "_").startswith("_") or node.name in {"forward", "backward"}

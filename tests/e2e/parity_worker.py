@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
+
 from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Loader
-
 from pretrain import config_file
 from pretrain.deepspeed_config import batch_split
 from pretrain.distributed import Ranks, discover

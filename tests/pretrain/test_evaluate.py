@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from data_pipeline.dataset import Dataset
 
+from data_pipeline.dataset import Dataset
 from pretrain.config import EvalConfig
 from pretrain.distributed import World
 from pretrain.evaluate import accumulate, batches_of, count_labels, summarise, to_device
