@@ -1,0 +1,72 @@
+"""What a user can choose when a dataset is built.
+
+Both models are frozen and refuse unknown keys: a misspelt option must not silently build another dataset.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: 256 byte pieces, unknown, the separator, newline and tab: a vocabulary below this cannot exist.
+SMALLEST_VOCABULARY = 260
+
+
+class TokenizerConfig(BaseModel):
+    """How the SentencePiece tokenizer of a dataset comes about.
+
+    ``vocab_size`` counts every piece, the 256 byte pieces included. ``sample_bytes`` bounds the UTF-8 bytes of
+    training text that are held in memory while the tokenizer is trained. ``model`` names an existing SentencePiece
+    model to use instead of training one; the other fields are then ignored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    kind: Literal["bpe", "unigram"] = "bpe"
+    vocab_size: Annotated[int, Field(ge=SMALLEST_VOCABULARY, le=1_000_000)] = 4096
+    sample_bytes: Annotated[int, Field(gt=0)] = 20_000_000
+    model: Path | None = None
+
+
+class BuildConfig(BaseModel):
+    """Everything that decides what a built dataset contains.
+
+    Attributes:
+        sources: paths or globs of ``.txt``, ``.md`` or ``.jsonl`` files (each also as ``.gz`` or ``.zst``), or the
+            name ``installed-docs``. Their order does not matter and a source that is named twice counts once.
+        output: directory of the dataset; it must not exist, or must hold the very same build.
+        validation_fraction, test_fraction: share of the documents, chosen by hash; 0 leaves the split out.
+            OpenWebText's customary value is 0.005 for each.
+        block_tokens: tokens of a block, reached by whole documents. None chooses about 64k, and less for a small
+            corpus, so that train has about 512 blocks to shuffle, but never less than 1,024 tokens.
+        shard_bytes: a tar shard is closed once it is this large.
+        min_characters: shorter documents (after normalisation) are rejected.
+        salt: changes which documents fall into which split, and nothing else.
+        max_source_bytes: take at most this many bytes of raw text (UTF-8) from each source, in the source's own
+            order, so that a trial on a large corpus reads only its beginning.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    output: Path
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    test_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
+    block_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    shard_bytes: Annotated[int, Field(ge=1)] = 64 * 1024 * 1024
+    min_characters: Annotated[int, Field(ge=1)] = 64
+    salt: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    max_source_bytes: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _train_is_left(self) -> BuildConfig:
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            raise ValueError("validation_fraction + test_fraction must be below 1, or nothing is left to train on")
+        return self
+
+    def canonical_sources(self) -> tuple[str, ...]:
+        """The sources sorted and without repetition: the form that decides the content of the dataset."""
+        return tuple(sorted(set(self.sources)))

@@ -1,0 +1,35 @@
+"""Turns runs of tokens into model inputs, labels and document numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Label of a position that is not predicted; the value that PyTorch's cross entropy ignores.
+IGNORE = -100
+
+
+def pack_rows(rows: np.ndarray, lengths: np.ndarray, bos_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, labels and document numbers of B sequences.
+
+    Args:
+        rows: int64 [B, T + 1]; row b holds ``lengths[b]`` tokens and then anything.
+        lengths: int [B], from 0 to T + 1.
+        bos_id: the separator, which begins a document and fills the padding.
+
+    Returns:
+        tokens: int64 [B, T], the inputs, with `bos_id` as padding.
+        labels: int64 [B, T], the token after each input, or :data:`IGNORE` where there is none.
+        documents: int32 [B, T], from 0 in each row and one higher from each separator on; the padding at the end of
+            a row counts as one more document, so that no mask lets it see text.
+    """
+    length = rows.shape[1] - 1
+    tokens, labels = rows[:, :-1].copy(), rows[:, 1:].copy()
+    begins = tokens == bos_id
+    begins[:, 0] = False
+    documents = np.cumsum(begins, axis=1, dtype=np.int32)
+    for b in np.flatnonzero(lengths <= length):
+        used = int(lengths[b])
+        tokens[b, used:] = bos_id
+        labels[b, max(0, used - 1) :] = IGNORE
+        documents[b, used:] = documents[b, used - 1] + 1 if used else 0
+    return tokens, labels, documents

@@ -1,0 +1,44 @@
+"""Progress bars of a build, on standard error so that standard output stays free for results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn, TransferSpeedColumn
+
+#: Called with the documents and bytes that were just finished.
+Advance = Callable[[int, int], None]
+
+
+class BuildProgress:
+    """One bar a phase, measured in bytes of text; prints nothing if not `enabled`."""
+
+    def __init__(self, enabled: bool) -> None:
+        columns = (
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.fields[documents]:>9,} documents  {task.fields[megabytes]:>9,.1f} MB"),
+            TransferSpeedColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        console = Console(stderr=True)
+        self._progress = Progress(*columns, console=console, disable=not enabled, refresh_per_second=4)
+
+    @contextmanager
+    def phase(self, name: str, total_bytes: int | None = None) -> Iterator[Advance]:
+        """A bar for the time of the ``with`` block; without a total it only counts."""
+        task = self._progress.add_task(name, total=total_bytes, documents=0, megabytes=0.0)
+        counts = [0, 0]
+
+        def advance(documents: int, bytes_: int) -> None:
+            counts[0] += documents
+            counts[1] += bytes_
+            self._progress.update(task, advance=bytes_, documents=counts[0], megabytes=counts[1] / 1e6, refresh=False)
+
+        with self._progress:
+            yield advance
+            self._progress.update(task, total=counts[1], completed=counts[1])
+        self._progress.remove_task(task)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.errors import DataError
+from data_pipeline.loader import IGNORE, Loader, evaluation_batches
+
+ARRAYS = ("tokens", "labels", "documents")
+SHARED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def same(a, b):
+    return a.first_sequence == b.first_sequence and all(np.array_equal(getattr(a, n), getattr(b, n)) for n in ARRAYS)
+
+
+@SHARED
+@given(
+    st.sampled_from([1, 2, 3, 4, 6]), st.integers(0, 10**7), st.sampled_from([None, 1, 5]), st.integers(0, 2**64 - 1)
+)
+def test_any_world_reads_the_same_global_batches(dataset, world, start, lanes, seed):
+    split = dataset.split("train")
+    options = {"seq_len": 33, "global_batch": 12, "lanes": lanes, "seed": seed}
+    whole = Loader(split, **options).read(start)
+    parts = [Loader(split, **options, rank=rank, world=world).read(start) for rank in range(world)]
+    for name in ARRAYS:
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+    assert {part.first_sequence for part in parts} == {start}
+
+
+@SHARED
+@given(st.integers(0, 5000), st.sampled_from([(2, 12), (3, 4), (12, 6)]))
+def test_a_changed_batch_size_continues_the_same_sequences(dataset, start, sizes):
+    split = dataset.split("train")
+    small, large = (Loader(split, seq_len=20, global_batch=size, lanes=4) for size in sizes)
+    count = 12 // sizes[0]
+    ours = np.concatenate([small.read(start + i * sizes[0]).tokens for i in range(count)])
+    theirs = np.concatenate([large.read(start + i * sizes[1]).tokens for i in range(12 // sizes[1])])
+    assert np.array_equal(ours, theirs)
+
+
+def test_an_epoch_predicts_every_token_but_the_first_once(dataset):
+    split = dataset.split("validation")
+    loader = Loader(split, seq_len=50, global_batch=4, prefetch=0)
+    labels, epoch = [], loader.order.sequences_per_epoch
+    for first in range(0, epoch, 4):
+        labels.append(loader.read(first).labels[: epoch - first])
+    found = np.concatenate(labels).ravel()
+    everything = np.concatenate([split.read_block(b) for b in loader.order.permutation(0)])
+    assert np.array_equal(np.sort(found[found != IGNORE]), np.sort(everything[1:]))
+
+
+def test_labels_are_the_next_tokens_and_documents_follow_separators(dataset):
+    batch = Loader(dataset.split("train"), seq_len=200, global_batch=8).read(0)
+    assert np.array_equal(batch.tokens[:, 1:], batch.labels[:, :-1])
+    steps = np.diff(batch.documents, axis=1)
+    assert np.array_equal(steps == 1, batch.tokens[:, 1:] == dataset.bos_id)
+    assert steps.sum() > 0
+    assert set(np.unique(steps)) == {0, 1}
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 4])
+@pytest.mark.parametrize("start", [0, 7, 10**6])
+def test_iteration_equals_read_across_epochs(dataset, prefetch, start):
+    split = dataset.split("test")
+    options = {"seq_len": 64, "global_batch": 6, "rank": 1, "world": 2, "seed": 3}
+    with Loader(split, **options, start_sequence=start, prefetch=prefetch) as loader:
+        assert loader.sequences_consumed == start
+        batches = 3 + 2 * loader.order.sequences_per_epoch // 6
+        for i in range(batches):
+            batch = next(loader)
+            assert batch.first_sequence == start + 6 * i
+            assert loader.sequences_consumed == start + 6 * (i + 1)
+            assert same(batch, Loader(split, **options).read(batch.first_sequence))
+        assert loader.wait_seconds > 0
+
+
+def test_resuming_from_the_consumed_count_continues_exactly(dataset):
+    split = dataset.split("train")
+    options = {"seq_len": 64, "global_batch": 4}
+    with Loader(split, **options) as loader:
+        for _ in range(5):
+            next(loader)
+        consumed, expected = loader.sequences_consumed, next(loader)
+    with Loader(split, **options, start_sequence=consumed) as resumed:
+        assert same(next(resumed), expected)
+
+
+def test_exceptions_surface_at_their_batch_and_stay(dataset, monkeypatch):
+    loader = Loader(dataset.split("train"), seq_len=16, global_batch=2, prefetch=3)
+    honest = loader.read
+
+    def read(first):
+        if first == 8:
+            raise DataError("block 5 is corrupt.")
+        return honest(first)
+
+    monkeypatch.setattr(loader, "read", read)
+    assert [next(loader).first_sequence for _ in range(4)] == [0, 2, 4, 6]
+    for _ in range(2):
+        with pytest.raises(DataError, match="block 5"):
+            next(loader)
+    assert loader.sequences_consumed == 8
+    loader.close()
+
+
+def test_damaged_shard_stops_a_loader(copy):
+    for path in copy.glob("train-*.tar"):
+        data = bytearray(path.read_bytes())
+        data[600] ^= 4
+        path.write_bytes(data)
+    damaged = Dataset.open(copy)
+    with (
+        Loader(damaged.split("train"), seq_len=64, global_batch=4) as loader,
+        pytest.raises(DataError, match="corrupt"),
+    ):
+        for _ in range(loader.order.sequences_per_epoch):
+            next(loader)
+
+
+def test_close_ends_the_thread_even_when_nobody_reads(dataset):
+    before = threading.active_count()
+    loader = Loader(dataset.split("train"), seq_len=16, global_batch=2, prefetch=2)
+    assert threading.active_count() == before  # reading ahead begins with the first batch
+    next(loader)
+    assert threading.active_count() == before + 1
+    time.sleep(0.1)  # the queue is full now
+    started = time.perf_counter()
+    loader.close()
+    loader.close()
+    assert time.perf_counter() - started < 2
+    assert threading.active_count() == before
+    with pytest.raises(RuntimeError, match="closed"):
+        next(loader)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"global_batch": 6, "world": 4}, "cannot be shared equally by 4"),
+        ({"global_batch": 0}, "cannot be shared"),
+        ({"global_batch": 4, "world": 2, "rank": 2}, "rank 2 must be in"),
+        ({"global_batch": 4, "start_sequence": -1}, "must not be negative"),
+        ({"global_batch": 4, "seed": -1}, "seed -1"),
+    ],
+)
+def test_impossible_requests_are_one_sentence(dataset, options, message):
+    with pytest.raises(DataError, match=message):
+        Loader(dataset.split("train"), seq_len=16, **options)
+
+
+@SHARED
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(20, 300), st.none() | st.integers(1, 40))
+def test_evaluation_reads_every_sequence_on_exactly_one_rank(dataset, world, batch_size, seq_len, limit):
+    split = dataset.split("validation")
+    stream = np.concatenate([split.read_block(b) for b in range(len(split.blocks))]).astype(np.int64)
+    expected = stream[1:] if limit is None else stream[1 : limit * seq_len + 1]
+    ranks = [list(evaluation_batches(split, seq_len, batch_size, r, world, limit)) for r in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    assert {b.tokens.shape for batches in ranks for b in batches} == {(batch_size, seq_len)}
+    rows = [b.labels[i] for step in zip(*ranks, strict=True) for i in range(batch_size) for b in step]
+    found = np.concatenate(rows)
+    assert np.array_equal(found[found != IGNORE], expected)
+
+
+def test_evaluation_refuses_impossible_numbers(dataset):
+    with pytest.raises(DataError, match="batch_size 0"):
+        next(evaluation_batches(dataset.split("validation"), 16, 0))
