@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 import torch
-from data_pipeline.dataset import Split
-from data_pipeline.loader import IGNORE, Batch, evaluation_batches
 from torch import Tensor
 
+from data_pipeline.dataset import Split
+from data_pipeline.loader import IGNORE, Batch, evaluation_batches
 from pretrain.config import EvalConfig
 from pretrain.distributed import World
 

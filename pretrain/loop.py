@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from data_pipeline.loader import Batch, Loader
 
+from data_pipeline.loader import Batch, Loader
 from pretrain.config import RunConfig
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine
