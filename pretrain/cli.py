@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ import typer
 from cluster.errors import ClusterError
 from data_pipeline.errors import DataError
 from model.errors import ModelError
-from pretrain.errors import EXIT_BAD_INPUT, RunError
+from pretrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FATAL, RunError
 
 app = typer.Typer(
     name="pha",
@@ -37,10 +39,26 @@ def main() -> None:
     try:
         app()
     except (RunError, DataError, ModelError, ClusterError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        # Not sys.exit: a rank that cannot go on must not wait for the others while it tidies up.
-        os._exit(EXIT_BAD_INPUT)
+        _leave(f"error: {error}", EXIT_BAD_INPUT)
+    except BrokenPipeError:  # `pha ... | head`
+        os._exit(EXIT_DONE)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "check the disk's space and permissions, and start again"
+        _leave(f"error: {where}{error.strerror or error}; {advice}.", EXIT_BAD_INPUT)
+    except Exception:  # a mistake of ours: the traceback is what is needed to mend it
+        _leave(traceback.format_exc(), EXIT_FATAL)
+
+
+def _leave(words: str, code: int) -> None:
+    """Ends the process at once: a rank that cannot go on must not wait for the others while it tidies up."""
+    print(words, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):  # the rank's own log
+            handler.stream.write(words + "\n")
+            handler.close()
+    os._exit(code)
 
 
 @app.command()

@@ -24,7 +24,7 @@ from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
 from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError
 from pretrain.evaluate import accumulate, batches_of, count_labels, summarise, to_device
-from pretrain.hardware import peak_flops
+from pretrain.hardware import peak_flops, usable_cores
 from pretrain.heartbeat import Heartbeat
 from pretrain.inference import save_weights
 from pretrain.loggers import Logger, Terminal, open_wandb, setup_logging
@@ -42,7 +42,7 @@ def train(config: RunConfig) -> int:
     Raises RunError, DataError or ModelError with a sentence for the user.
     """
     world = discover(os.environ)
-    torch.set_num_threads(config.train.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    torch.set_num_threads(config.train.threads or max(1, usable_cores() // world.local_size))
     directory = RunDirectory(config.run_dir)
     if world.is_main:
         directory.create()
