@@ -67,6 +67,11 @@ def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
             f"model.vocab_size ({vocab}) is smaller than the vocabulary of {config.data.path} "
             f"({dataset.vocab_size}); leave it out to take the dataset's."
         )
+    if config.optim.schedule.kind == "plateau" and "validation" not in dataset.split_names:
+        raise RunError(
+            f"The plateau schedule needs validation losses, but {config.data.path} has no validation split; build it "
+            "with one, or choose optim.schedule.kind=cosine."
+        )
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"vocab_size": vocab}),
@@ -149,7 +154,10 @@ class Run:
         )
 
     def validate(self) -> bool:
-        """Evaluates the validation split; False when a stop cut it short."""
+        """Evaluates the validation split, if there is one; False when a stop cut it short."""
+        if "validation" not in self.dataset.split_names:
+            self.state.validated_at = self.state.step
+            return True
         self.heartbeat.beat("validate", self.state.step)
         split = self.dataset.split("validation")
         cut_short = False
@@ -266,6 +274,8 @@ class Run:
             ranks=self.world.size,
             rewound=removed,
         )
+        if "validation" not in self.dataset.split_names:
+            log.info("%s has no validation split: the run is not validated.", self.config.data.path)
         log.info(
             "%s: %s parameters, %d rank(s), ZeRO %d, %s, steps %d to %d.",
             self.directory.path,
