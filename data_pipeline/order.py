@@ -11,8 +11,8 @@ div S.
 The sequence length may change at given k. The epoch in progress then goes on where each lane stands: the lanes keep
 their cuts of the stream, each is read on from its own position in sequences of the new length, lane after lane from
 lane 0, and those that end early are padded until the last has ended. So every token but the first is still predicted
-exactly once an epoch; in such an epoch up to one sequence a lane is short at each cut's end, and lanes that had read one
-sequence more or less are waited for. From the next epoch on the order is that of the new length.
+exactly once an epoch; in such an epoch up to one sequence a lane is short at each cut's end, and lanes that had read
+one sequence more or less are waited for. From the next epoch on the order is that of the new length.
 
 Nothing here is state. Ranks, batch size and the point of resumption only choose which k to ask for.
 """

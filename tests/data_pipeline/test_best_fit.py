@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,7 +67,7 @@ def test_counting_agrees_with_packing(groups, seq_len):
 def test_best_fit_takes_the_fullest_row_that_holds_a_document():
     sizes = [4, 6, 3, 7]  # the 4 goes with the 6, the 3 with the 7
     starts = np.cumsum([0, *sizes]).tolist()
-    pieces = [Piece(0, a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    pieces = [Piece(0, a, b) for a, b in pairwise(starts)]
     assert best_fit(pieces, 10) == [[pieces[0], pieces[1]], [pieces[2], pieces[3]]]
 
 
