@@ -16,8 +16,8 @@ def stats(path: Path | str, packing: Packing | None = None, seq_len: int = 1024)
 
     Per split: documents, tokens (separators included), bytes and words of the normalised text, blocks, shards and
     their bytes, `bytes_per_token`, `tokens_per_word`, `words_per_document`, `tar_overhead` (shard bytes beyond the
-    tokens' own, as a share of those) and `vocabulary_used` (distinct ids). With a `packing`, also `sequences` of an epoch
-    of `seq_len` tokens in one lane and their `padding_share`. Reads all blocks. Raises DataError.
+    tokens' own, as a share of those) and `vocabulary_used` (distinct ids). With a `packing`, also `sequences` of an
+    epoch of `seq_len` tokens in one lane and their `padding_share`. Reads all blocks. Raises DataError.
     """
     with Dataset.open(path) as dataset:
         itemsize = np.dtype(dataset.index.dtype).itemsize
