@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import logging
 import os
@@ -30,6 +31,15 @@ data_app = typer.Typer(help="Turn text into a tokenized dataset, and check one."
 app.add_typer(data_app, name="data")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+class Packing(enum.StrEnum):
+    """How documents become sequences."""
+
+    concatenate = "concatenate"
+    best_fit = "best_fit"
+
+
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
 
@@ -265,11 +275,16 @@ def data_verify(dataset: Annotated[Path, typer.Argument(help="A dataset.")], as_
 
 
 @data_app.command("stats")
-def data_stats(dataset: Annotated[Path, typer.Argument(help="A dataset.")], as_json: Json = False) -> None:
+def data_stats(
+    dataset: Annotated[Path, typer.Argument(help="A dataset.")],
+    packing: Annotated[Packing | None, typer.Option(help="Also the padding share of this packing.")] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens of a sequence, for --packing.")] = 1024,
+    as_json: Json = False,
+) -> None:
     """Count documents, tokens, bytes and words by split."""
     from data_pipeline.stats import stats
 
-    _show_stats(dataset, stats(dataset), as_json)
+    _show_stats(dataset, stats(dataset, packing.value if packing else None, seq_len), as_json)
 
 
 def _show_stats(dataset: Path, found: dict[str, Any], as_json: bool) -> None:
