@@ -47,13 +47,19 @@ def read_sequences(split: Split, order: Order, numbers: Sequence[int | None], fi
     """The sequences of these global numbers as a batch; None gives a row of padding. Raises DataError for bad data."""
     rows = np.full((len(numbers), order.seq_len + 1), split.bos_id, dtype=np.int64)
     lengths = np.zeros(len(numbers), dtype=np.int64)
+    holes: list[tuple[int, int, int]] = []
     for b, k in enumerate(numbers):
         used = 0
         for block, start, stop in order.locate(k) if k is not None else ():
             rows[b, used : used + stop - start] = split.read_block(block)[start:stop]
+            if split.is_quarantined(block):
+                holes.append((b, used, used + stop - start))
             used += stop - start
         lengths[b] = used
-    return Batch(*pack_rows(rows, lengths, split.bos_id), first_sequence)
+    tokens, labels, documents = pack_rows(rows, lengths, split.bos_id)
+    for b, begin, end in holes:  # neither predict a token that is not known, nor from one
+        labels[b, max(0, begin - 1) : end] = IGNORE
+    return Batch(tokens, labels, documents, first_sequence)
 
 
 class Loader:

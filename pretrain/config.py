@@ -7,10 +7,11 @@ is an error that names the nearest one. This module imports no torch, so that a 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model.config import ModelConfig
 
@@ -24,8 +25,14 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which tokens are read, and in which order."""
 
-    path: Path
-    """The dataset's directory, as written by `pha data build`."""
+    path: Path | str
+    """The dataset's directory, as written by `pha data build`, or its URL (file://, http://, https://, s3://)."""
+    cache_dir: Path | None = None
+    """Local directory that keeps what was read from a URL; all ranks of a machine share it."""
+    cache_bytes: int = Field(32 * 1024**3, ge=0)
+    """Budget of the blocks in `cache_dir`; the least recently used leave first."""
+    on_damage: Literal["stop", "quarantine"] = "stop"
+    """Stored data that is wrong stops the run, or becomes padding, recorded, in all ranks alike."""
     seq_len: int = Field(1024, ge=2)
     """Tokens in one sequence."""
     seed: int = 0
@@ -34,6 +41,12 @@ class DataConfig(Section):
     """Streams that the epoch is cut into; none means the global batch. Fixed for the life of a run."""
     prefetch: int = Field(2, ge=1)
     """Batches read ahead."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _path_or_url(cls, value: Any) -> Any:
+        """A string without a scheme is a path; one with a scheme stays as it is (Path would fold its slashes)."""
+        return Path(value) if isinstance(value, str) and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", value) else value
 
 
 class ScheduleConfig(Section):

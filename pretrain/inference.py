@@ -15,6 +15,7 @@ from model.generate import generate
 from model.lm import LanguageModel
 from pretrain.checkpoint import Checkpoint, CheckpointStore, newest
 from pretrain.config import RunConfig
+from pretrain.data import open_dataset
 from pretrain.distributed import World
 from pretrain.errors import RunError
 from pretrain.evaluate import Evaluation, accumulate, batches_of, summarise
@@ -84,7 +85,7 @@ def load(run: Path, step: int | None = None) -> Trained:
     config = directory.read_config()
     checkpoint = newest(directory.checkpoints) if step is None else _at_step(directory, step)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = Dataset.open(config.data.path)
+    dataset = open_dataset(config.data)
     if dataset.tokenizer_hash != checkpoint.info().tokenizer_hash:
         raise RunError(
             f"The dataset {config.data.path} has another tokenizer than the one {checkpoint.path} was trained with; "

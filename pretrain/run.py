@@ -19,6 +19,7 @@ from model.flops import flops_per_token
 from pretrain import metrics
 from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
 from pretrain.config import RunConfig
+from pretrain.data import open_dataset
 from pretrain.deepspeed_config import batch_split
 from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
@@ -46,7 +47,7 @@ def train(config: RunConfig) -> int:
     directory = RunDirectory(config.run_dir)
     if world.is_main:
         directory.create()
-    dataset = Dataset.open(config.data.path)
+    dataset = open_dataset(config.data)
     config = resolve(config, dataset)
     with StopFlag() as stop:
         ranks = Ranks(world, config.train.timeout_s)
