@@ -26,7 +26,7 @@ class FaultServer:
         self.root, self.only = root, re.compile(only)
         self.faults: deque[str] = deque()
         self.always: str | None = None
-        self.stall_s = 0.6
+        self.stall_s = 1.0
         self.seen: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
 

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def quick(tries=4, waits=None):
     sleep = (lambda s: None) if waits is None else waits.append
-    return RetryPolicy(tries=tries, stall_s=0.15, transfer_s=0.3, random=random.Random(0).random, sleep=sleep)
+    return RetryPolicy(tries=tries, stall_s=0.3, transfer_s=0.6, random=random.Random(0).random, sleep=sleep)
 
 
 def remote(url, **options):
@@ -110,7 +110,7 @@ def test_a_passing_fault_heals_and_is_counted(built, expected, fault):
         assert split.quarantined == []
 
 
-@pytest.mark.parametrize("fault", sorted(set(HEALED) - {"whole"}) + ["denied", "gone", "range"])
+@pytest.mark.parametrize("fault", [*sorted(set(HEALED) - {"whole"}), "denied", "gone", "range"])
 def test_a_lasting_fault_is_one_sentence_after_bounded_tries(built, fault):
     with FaultServer(built) as server, Dataset.open(server.url, storage=remote(server.url, tries=2)) as dataset:
         server.always = fault
