@@ -135,7 +135,7 @@ class _Append:
         return self.writers[split]
 
     def _publish(self, added: dict[str, SplitInfo], reports: tuple[CleaningReport, ...]) -> None:
-        new, path, index = self.plan.directory / "dataset", self.dataset.path, self.dataset.index
+        new, path, index = self.plan.directory / "dataset", Path(self.dataset.path), self.dataset.index
         for file in [*new.glob("*.tar"), *new.glob("index/*.npy")]:
             file.replace(path / file.relative_to(new))
         splits: dict[Any, SplitInfo] = {**index.splits, **added}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from data_pipeline.blocks import OnDamage
 from data_pipeline.dataset import Dataset, Split
 from data_pipeline.errors import DataError
 from data_pipeline.schema import canonical_hash
@@ -27,14 +29,33 @@ class Corpus:
                 )
 
     @classmethod
-    def open(cls, paths: Mapping[str, Path]) -> Corpus:
-        """Check and open the datasets in these directories. Raises DataError."""
-        return cls({name: Dataset.open(path) for name, path in paths.items()})
+    def open(
+        cls,
+        paths: Mapping[str, Path | str],
+        cache_dir: Path | None = None,
+        cache_dir_bytes: int = 32 * 1024**3,
+        on_damage: OnDamage = "stop",
+    ) -> Corpus:
+        """Check and open the datasets in these directories or URLs; the options are those of `Dataset.open`.
+
+        Raises DataError.
+        """
+        options: dict[str, Any] = {
+            "cache_dir": cache_dir,
+            "cache_dir_bytes": cache_dir_bytes,
+            "on_damage": on_damage,
+        }
+        return cls({name: Dataset.open(path, **options) for name, path in paths.items()})
 
     @property
-    def path(self) -> Path:
-        """The first dataset's directory, for messages."""
+    def path(self) -> Path | str:
+        """The first dataset's directory or URL, for messages."""
         return self._first.path
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that every dataset has."""
+        return tuple(n for n in self._first.split_names if all(n in d.split_names for d in self.datasets.values()))
 
     @property
     def hash(self) -> str:

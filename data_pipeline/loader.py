@@ -51,10 +51,11 @@ def read_sequences(stream: Stream, numbers: Sequence[int | None], first_sequence
     """
     width = max(stream.length_at(k) for k in ([k for k in numbers if k is not None] or [first_sequence]))
     if stream.orders[0].whole_documents:
-        documents = [_documents(stream, k) if k is not None else [] for k in numbers]
-        return Batch(*pack_documents(documents, width, stream.bos_id), first_sequence)
+        whole = [_documents(stream, k) if k is not None else [] for k in numbers]
+        return Batch(*pack_documents(whole, width, stream.bos_id), first_sequence)
     rows = np.full((len(numbers), width + 1), stream.bos_id, dtype=np.int64)
     lengths = np.zeros(len(numbers), dtype=np.int64)
+    holes: list[tuple[int, int, int]] = []
     for b, k in enumerate(numbers):
         if k is None:
             continue
@@ -62,9 +63,14 @@ def read_sequences(stream: Stream, numbers: Sequence[int | None], first_sequence
         used = 0
         for block, start, stop in order.locate(number):
             rows[b, used : used + stop - start] = split.read_block(block)[start:stop]
+            if split.is_quarantined(block):
+                holes.append((b, used, used + stop - start))
             used += stop - start
         lengths[b] = used
-    return Batch(*pack_rows(rows, lengths, stream.bos_id), first_sequence)
+    tokens, labels, documents = pack_rows(rows, lengths, stream.bos_id)
+    for b, begin, end in holes:  # neither predict a token that is not known, nor from one
+        labels[b, max(0, begin - 1) : end] = IGNORE
+    return Batch(tokens, labels, documents, first_sequence)
 
 
 def _documents(stream: Stream, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -73,6 +79,9 @@ def _documents(stream: Stream, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
     found = []
     for block, start, stop in order.locate(number):
         tokens = split.read_block(block)
+        if split.is_quarantined(block):
+            found.append((tokens[start:stop], np.full(stop - start, IGNORE, dtype=np.int64)))
+            continue
         labels = tokens[start + 1 : stop + 1]
         found.append((tokens[start:stop], labels if stop < len(tokens) else np.append(labels, stream.bos_id)))
     return found

@@ -69,7 +69,7 @@ def _check(datasets: list[Dataset]) -> None:
         if other.tokenizer_hash != datasets[0].tokenizer_hash:
             raise DataError(
                 f"{other.path} has another tokenizer than {datasets[0].path}: build it again with "
-                f"--tokenizer {datasets[0].path / datasets[0].index.tokenizer.file}."
+                f"--tokenizer {datasets[0].path}/{datasets[0].index.tokenizer.file}."
             )
 
 

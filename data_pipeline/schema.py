@@ -54,10 +54,10 @@ class ShardInfo(_Strict):
     """One tar file: its size in bytes and SHA-256, and what it holds."""
 
     name: str = _NAME
-    bytes: int
+    bytes: int = Field(ge=0, lt=2**63)
     sha256: str = _HASH
-    blocks: int
-    tokens: int
+    blocks: int = Field(ge=0)
+    tokens: int = Field(ge=0)
 
 
 class TableInfo(_Strict):
@@ -70,11 +70,11 @@ class TableInfo(_Strict):
 class SplitInfo(_Strict):
     """Totals of a split. `tokens` counts separators; `bytes` and `words` are of the normalised text."""
 
-    documents: int = Field(gt=0)
-    tokens: int = Field(gt=0)
+    documents: int = Field(gt=0, lt=2**48)
+    tokens: int = Field(gt=0, lt=2**63)
     bytes: int
     words: int
-    blocks: int = Field(gt=0)
+    blocks: int = Field(gt=0, lt=2**40)
     shards: tuple[ShardInfo, ...] = Field(min_length=1)
     blocks_table: TableInfo
     documents_table: TableInfo

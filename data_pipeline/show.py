@@ -35,9 +35,9 @@ def show(path: Path | str, wanted: str) -> dict[str, Any]:
     with Dataset.open(path) as dataset:
         splits = [dataset.split(name) for name in dataset.split_names]
         if wanted.isdecimal() and len(wanted) <= _LONGEST_NUMBER:
-            split, row = _by_number(splits, int(wanted), dataset.path)
+            split, row = _by_number(splits, int(wanted), Path(dataset.path))
         else:
-            split, row = _by_hash(splits, wanted, dataset.path)
+            split, row = _by_hash(splits, wanted, Path(dataset.path))
         number = row
         for before in splits[: splits.index(split)]:
             number += before.documents

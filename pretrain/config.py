@@ -8,10 +8,11 @@ is an error that names the nearest one. This module imports no torch, so that a 
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model.config import ModelConfig
 
@@ -41,7 +42,7 @@ class Weights(Section):
 class MixtureConfig(Section):
     """Several datasets of one tokenizer, read together."""
 
-    datasets: dict[str, Path] = Field(min_length=2)
+    datasets: dict[str, Path | str] = Field(min_length=2)
     """Name → directory; the names appear in the metrics."""
     weights: tuple[Weights, ...] = Field(min_length=1)
 
@@ -64,10 +65,16 @@ def changes(value: int | tuple[Change, ...]) -> list[tuple[int, int]]:
 class DataConfig(Section):
     """Which tokens are read, and in which order."""
 
-    path: Path | None = None
-    """The dataset's directory, as written by `pha data build`."""
+    path: Path | str | None = None
+    """The dataset's directory, as written by `pha data build`, or its URL (file://, http://, https://, s3://)."""
     mixture: MixtureConfig | None = None
     """Several datasets instead of one path."""
+    cache_dir: Path | None = None
+    """Local directory that keeps what was read from a URL; all ranks of a machine share it."""
+    cache_bytes: int = Field(32 * 1024**3, ge=0)
+    """Budget of the blocks in `cache_dir`; the least recently used leave first."""
+    on_damage: Literal["stop", "quarantine"] = "stop"
+    """Stored data that is wrong stops the run, or becomes padding, recorded, in all ranks alike."""
     seq_len: int | tuple[Change, ...] = 1024
     """Tokens in one sequence; or a list of {from_step, value}."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
@@ -91,8 +98,8 @@ class DataConfig(Section):
         return self
 
     @property
-    def paths(self) -> dict[str, Path]:
-        """Name → directory of every dataset; a single one is called `data`."""
+    def paths(self) -> dict[str, Path | str]:
+        """Name → directory or URL of every dataset; a single one is called `data`."""
         if self.mixture is not None:
             return self.mixture.datasets
         assert self.path is not None  # _is_whole
@@ -106,6 +113,12 @@ class DataConfig(Section):
     def length_at(self, step: int) -> int:
         """The sequence length of a step."""
         return [length for first, length in changes(self.seq_len) if first <= step][-1]
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _path_or_url(cls, value: Any) -> Any:
+        """A string without a scheme is a path; one with a scheme stays as it is (Path would fold its slashes)."""
+        return Path(value) if isinstance(value, str) and not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", value) else value
 
 
 class ScheduleConfig(Section):

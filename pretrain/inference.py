@@ -16,6 +16,7 @@ from model.generate import generate
 from model.lm import LanguageModel
 from pretrain.checkpoint import Checkpoint, CheckpointStore, newest
 from pretrain.config import RunConfig
+from pretrain.data import open_corpus
 from pretrain.data_plan import combine
 from pretrain.distributed import World
 from pretrain.errors import RunError
@@ -95,7 +96,7 @@ def load(run: Path, step: int | None = None) -> Trained:
     config = directory.read_config()
     checkpoint = newest(directory.checkpoints) if step is None else _at_step(directory, step)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    corpus = Corpus.open(config.data.paths)
+    corpus = open_corpus(config.data)
     if corpus.tokenizer_hash != checkpoint.info().tokenizer_hash:
         raise RunError(
             f"The dataset {corpus.path} has another tokenizer than the one {checkpoint.path} was trained with; "

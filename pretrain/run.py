@@ -20,6 +20,7 @@ from model.flops import flops_per_token
 from pretrain import data_plan, metrics
 from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
 from pretrain.config import RunConfig
+from pretrain.data import open_corpus
 from pretrain.deepspeed_config import batch_split
 from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
@@ -47,7 +48,7 @@ def train(config: RunConfig) -> int:
     directory = RunDirectory(config.run_dir)
     if world.is_main:
         directory.create()
-    dataset = Corpus.open(config.data.paths)
+    dataset = open_corpus(config.data)
     config = resolve(config, dataset)
     with StopFlag() as stop:
         ranks = Ranks(world, config.train.timeout_s)

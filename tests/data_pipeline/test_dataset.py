@@ -129,7 +129,7 @@ def test_damage_after_opening_is_found_on_reading(copy):
         with pytest.raises(DataError, match=r"validation-000000\.tar is cut short: block 0 is incomplete: .*rebuild"):
             split.read_block(0)
         (copy / "train-000000.tar").unlink()
-        with pytest.raises(DataError, match=r"train-000000\.tar: block 0 cannot be read"):
+        with pytest.raises(DataError, match=r"train-000000\.tar is missing: block \d+ is incomplete"):
             dataset.split("train").read_block(0)
 
 
@@ -153,13 +153,13 @@ def test_blocks_are_read_only_and_bounded(dataset):
 
 
 def test_small_cache_and_few_descriptors_change_nothing(built, monkeypatch):
-    monkeypatch.setattr("data_pipeline.dataset._OPEN_SHARDS", 1)
+    monkeypatch.setattr("data_pipeline.storage._OPEN_FILES", 1)
     with Dataset.open(built) as usual, Dataset.open(built, cache_bytes=3000) as tight:
         ours, theirs = usual.split("train"), tight.split("train")
         for number in [0, len(ours.blocks) - 1, 1, 0, len(ours.blocks) // 2]:
             assert np.array_equal(ours.read_block(number), theirs.read_block(number))
         assert len(tight._reader._blocks) < 3
-        assert len(tight._reader._files) == 1
+        assert len(tight.storage._files) == 1
 
 
 def test_closing_twice_and_reading_after_it(dataset):

@@ -1,0 +1,132 @@
+"""An HTTP and S3-like server on loopback that misbehaves on request; also a plain one when there is no fault."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import socket
+import struct
+import threading
+import time
+from collections import Counter, deque
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+#: Faults of one answer to a GET.
+FAULTS = ("cut", "stall", "reset", "busy", "etag", "flip", "short", "whole", "slow", "denied", "gone", "range")
+
+
+class FaultServer:
+    """Serves a directory; each GET of a file that matches `only` takes the next of `faults`, if there is one.
+
+    `always` is a fault of every such GET. `seen` counts faults and requests; `headers` keeps those of each request.
+    """
+
+    def __init__(self, root: Path, only: str = r"\.tar$") -> None:
+        self.root, self.only = root, re.compile(only)
+        self.faults: deque[str] = deque()
+        self.always: str | None = None
+        self.stall_s = 1.0
+        self.seen: Counter[str] = Counter()
+        self.headers: list[dict[str, str]] = []
+
+    def __enter__(self):
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments):
+                return
+
+            def do_HEAD(self):
+                outer.answer(self, head=True)
+
+            def do_GET(self):
+                outer.answer(self, head=False)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        return self
+
+    def __exit__(self, *arguments):
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, handler, head):
+        path = self.root / handler.path.lstrip("/")
+        self.seen["HEAD" if head else "GET"] += 1
+        self.headers.append({k.lower(): v for k, v in handler.headers.items()})
+        if not path.is_file():
+            self._plain(handler, 404)
+            return
+        fault = None
+        if not head and self.only.search(handler.path):
+            fault = self.faults.popleft() if self.faults else self.always
+        if fault is not None:
+            self.seen[fault] += 1
+        codes = {"denied": 403, "gone": 404, "range": 416}
+        if fault in codes:
+            self._plain(handler, codes[fault])
+        elif fault == "busy":
+            self._plain(handler, 503, {"Retry-After": "7"})
+        elif fault == "reset":
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.close_connection = True
+            handler.connection.close()
+        else:
+            self._file(handler, path.read_bytes(), fault, head)
+
+    def _file(self, handler, data, fault, head):
+        etag = f'"{hashlib.md5(data).hexdigest()}"'
+        if handler.headers.get("If-Match", etag) != etag:
+            self._plain(handler, 412)
+            return
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+        status, headers = 200, {"ETag": '"another"' if fault == "etag" else etag}
+        if wanted and fault != "whole":
+            first, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
+            if first >= len(data):
+                self._plain(handler, 416)
+                return
+            if fault == "short":
+                last = (first + last) // 2
+            status, total = 206, len(data)
+            data = data[first : last + 1]
+            headers["Content-Range"] = f"bytes {first}-{last}/{total}"
+        if fault == "flip":
+            data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 8]) + data[len(data) // 2 + 1 :]
+        handler.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        if head:
+            return
+        self._body(handler, data, fault)
+
+    def _body(self, handler, data, fault):
+        try:
+            if fault in ("cut", "stall"):
+                handler.wfile.write(data[: len(data) // 2])
+                handler.wfile.flush()
+                handler.close_connection = True
+                if fault == "stall":
+                    time.sleep(self.stall_s)
+            elif fault == "slow":
+                for begin in range(0, len(data), 50):
+                    handler.wfile.write(data[begin : begin + 50])
+                    time.sleep(0.04)
+            else:
+                handler.wfile.write(data)
+        except OSError:
+            handler.close_connection = True
+
+    def _plain(self, handler, status, headers=None):
+        handler.send_response(status)
+        for name, value in {**(headers or {}), "Content-Length": "0"}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
