@@ -46,7 +46,7 @@ from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from data_pipeline.workspace import workspace
 
 #: Raised whenever the same sources and settings would give other tokens, so that old outputs count as out of date.
-PROCESSING_VERSION = 1
+PROCESSING_VERSION = 2
 #: A bit above 512, the wanted number of blocks: whole documents make blocks larger than their target.
 _WANTED_BLOCKS = 640
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 1024, 65_536
@@ -92,7 +92,7 @@ def _fingerprint(config: BuildConfig) -> str:
 
 def _settings(config: BuildConfig) -> dict[str, Any]:
     settings = config.model_dump(mode="json", exclude={"output"})
-    settings["sources"] = list(config.canonical_sources())
+    settings["sources"] = [source.setting() for source in config.canonical_sources()]
     return settings
 
 
@@ -135,11 +135,11 @@ class _Build:
 
     def _read(self, buckets: Buckets) -> None:
         rules = (too_short(self.config.min_characters), not_text())
-        for number, spec in enumerate(self.sources):
+        for number, source in enumerate(self.sources):
             cleaner = Cleaner(rules)
             self.reports.append(cleaner.report)
-            with self.progress.phase(f"read {Path(spec).name[:16]}") as advance:
-                for document in self._capped(read_documents(spec), cleaner.report):
+            with self.progress.phase(f"read {Path(source.spec).name[:16]}") as advance:
+                for document in self._capped(read_documents(source), cleaner.report):
                     advance(1, utf8_length(document.text))
                     text = cleaner.clean(document.text)
                     if text is not None:
@@ -173,9 +173,10 @@ class _Build:
         if documents == 0:
             read = sum(report.documents_read for report in self.reports)
             rejected = sum((Counter(report.rejected) for report in self.reports), Counter())
+            named = ", ".join(source.spec for source in self.sources)
             reasons = ", ".join(f"{rule} {count}" for rule, count in rejected.items()) or "none rejected"
             raise DataError(
-                f"no document is left of the {read} read from {', '.join(self.sources)} ({reasons}): check the "
+                f"no document is left of the {read} read from {named} ({reasons}): check the "
                 f"sources, or lower min_characters ({self.config.min_characters}) or raise max_source_bytes."
             )
         for split in self._wanted_splits():
@@ -276,7 +277,7 @@ class _Build:
         )
         dtype = token_dtype(tokenizer.vocab_size)
         report = _summed(self.reports) | {
-            "sources": {spec: asdict(part) for spec, part in zip(self.sources, self.reports, strict=True)}
+            "sources": {source.spec: asdict(part) for source, part in zip(self.sources, self.reports, strict=True)}
         }
         index = Index(
             hash=content_hash(dtype, info, splits),

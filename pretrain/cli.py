@@ -204,7 +204,9 @@ def demo(
 @data_app.command("build")
 def data_build(
     output: Annotated[Path, typer.Argument(help="The dataset's directory.")],
-    sources: Annotated[list[str], typer.Argument(help=".txt, .md or .jsonl files, globs, or installed-docs.")],
+    sources: Annotated[
+        list[str], typer.Argument(help="Files or globs (text, JSONL, Parquet, tar, WET), hf:NAME, or installed-docs.")
+    ],
     vocab: Annotated[int, typer.Option(help="Vocabulary of the tokenizer that is trained.")] = 32_000,
     kind: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
     tokenizer: Annotated[Path | None, typer.Option(help="Use this SentencePiece model instead.")] = None,
@@ -226,6 +228,35 @@ def data_build(
         "test_fraction": test,
     }
     build(validated(BuildConfig, options, "pha data build"), progress=not as_json)
+    _show_stats(output, stats(output), as_json)
+
+
+@data_app.command("index")
+def data_index(
+    tars: Annotated[list[str], typer.Argument(help="WebDataset archives (or globs) with .txt or .json members.")],
+    output: Annotated[Path, typer.Argument(help="The dataset's directory.")],
+    text_field: Annotated[str, typer.Option(help="The field of .json members that holds the text.")] = "text",
+    vocab: Annotated[int, typer.Option(help="Vocabulary of the tokenizer that is trained.")] = 32_000,
+    kind: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
+    tokenizer: Annotated[Path | None, typer.Option(help="Use this SentencePiece model instead.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of documents for validation.")] = 0.005,
+    test: Annotated[float, typer.Option(help="Share of documents for the test.")] = 0.005,
+    as_json: Json = False,
+) -> None:
+    """Tokenize foreign archives of raw text once, so that reading them is exact and resumable from then on."""
+    from data_pipeline.build import build
+    from data_pipeline.config import BuildConfig
+    from data_pipeline.stats import stats
+    from pretrain.config_file import validated
+
+    options = {
+        "sources": [{"spec": spec, "format": "tar", "text_field": text_field} for spec in tars],
+        "output": output,
+        "tokenizer": {"kind": kind, "vocab_size": vocab, "model": tokenizer},
+        "validation_fraction": validation,
+        "test_fraction": test,
+    }
+    build(validated(BuildConfig, options, "pha data index"), progress=not as_json)
     _show_stats(output, stats(output), as_json)
 
 
