@@ -37,9 +37,8 @@ def read(source: SourceConfig, path: str) -> Iterator[Document]:
 def _archive(file: BinaryIO, name: str, shown: str, source: SourceConfig, level: int = 0) -> Iterator[Document]:
     """The documents of one tar stream, and of the ``.xz`` tars in it (one level deep)."""
     chunks = decompressed(file, name, source)
-    # The outer archive's members are whole subsets; they are streamed, so that only a document's size has a limit.
-    limit = source.max_document_bytes if level else 1 << 50
-    stream = ChunkReader(chunks, TarWatch(shown, limit))
+    # Members can be whole subsets, which are streamed: only a document's size has a limit, and not here.
+    stream = ChunkReader(chunks, TarWatch(shown, 1 << 50))
     with _opened(stream, shown) as tar:
         for info in tar:
             member = tar.extractfile(info) if info.isreg() else None
@@ -48,6 +47,11 @@ def _archive(file: BinaryIO, name: str, shown: str, source: SourceConfig, level:
                 with explained(inner):
                     yield from _archive(cast(BinaryIO, member), info.name, inner, source, level + 1)
             elif member is not None and info.name.endswith(".txt"):
+                if info.size > source.max_document_bytes:
+                    raise DataError(
+                        f"{shown} » {info.name} has {info.size} bytes, and max_document_bytes is "
+                        f"{source.max_document_bytes}: check the archive, or raise it."
+                    )
                 yield _document(member.read(), info, name, shown, source)
             tar.members = []  # type: ignore[attr-defined]  # or the list grows with the archive
     while stream.read(1 << 20):  # the end of the archive is checked too

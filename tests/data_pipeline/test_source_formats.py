@@ -196,6 +196,9 @@ def test_damaged_openwebtext_is_named(tmp_path):
     path.write_bytes(lzma.compress(make_tar([("b.xz", inner)])))
     with pytest.raises(DataError, match=r"b\.xz is cut short"):
         texts(path)
+    path.write_bytes(lzma.compress(make_tar([("b.xz", subset(0))])))
+    with pytest.raises(DataError, match=r"b\.xz » 0000000-0\.txt has 8 bytes, and max_document_bytes is 7"):
+        texts(path, max_document_bytes=7)
     path.write_bytes(lzma.compress(make_tar([("readme", b"1")])))
     with pytest.raises(DataError, match="it is not OpenWebText"):
         texts(path)
