@@ -140,12 +140,13 @@ class _Append:
             file.replace(path / file.relative_to(new))
         splits: dict[Any, SplitInfo] = {**index.splits, **added}
         sources = self.plan.config.canonical_sources()
-        config = {**index.config, "sources": sorted({*index.config["sources"], *sources})}
+        specs = [source.spec for source in sources]
+        config = {**index.config, "sources": _united(index.config["sources"], [s.setting() for s in sources])}
         changed = index.model_copy(
             update={
                 "splits": splits,
                 "hash": content_hash(index.dtype, index.tokenizer, splits),
-                "report": _sum(index.report, report_of(dict(zip(sources, reports, strict=True)))),
+                "report": _sum(index.report, report_of(dict(zip(specs, reports, strict=True)))),
                 "config": config,
             }
         )
@@ -168,6 +169,16 @@ class _Hashes:
         high, low = (np.uint64(int.from_bytes(half, "big")) for half in (hash_[:8], hash_[8:]))
         first, end = (int(np.searchsorted(self._high, high, side=side)) for side in ("left", "right"))
         return bool((self._low[first:end] == low).any())
+
+
+def _united(old: list[Any], new: list[Any]) -> list[Any]:
+    """Two lists of source settings (specs or mappings) as one: sorted by spec, each setting once."""
+    found = {json.dumps(setting, sort_keys=True): setting for setting in (*old, *new)}
+    return [found[key] for key in sorted(found, key=lambda key: (_spec_of(found[key]), key))]
+
+
+def _spec_of(setting: str | dict[str, Any]) -> str:
+    return setting if isinstance(setting, str) else str(setting["spec"])
 
 
 def _sum(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def assemble(plan: Plan, fingerprint: str, reports: tuple[CleaningReport, ...], 
     shutil.copyfile(tokenizer_directory(plan) / tokenizer.file_name, directory / tokenizer.file_name)
     info, dtype = tokenizer_info(tokenizer), token_dtype(tokenizer.vocab_size)
     _count_encoded(plan, reports, ranges)
-    sources = plan.config.canonical_sources()
+    sources = [source.spec for source in plan.config.canonical_sources()]
     index = Index(
         hash=content_hash(dtype, info, splits),
         dtype=dtype,

@@ -217,9 +217,10 @@ class _Build:
         if documents == 0:
             read = sum(report.documents_read for report in totals.reports)
             rejected = sum((Counter(report.rejected) for report in totals.reports), Counter())
+            named = ", ".join(source.spec for source in config.canonical_sources())
             reasons = ", ".join(f"{rule} {count}" for rule, count in rejected.items()) or "none rejected"
             raise DataError(
-                f"no document is left of the {read} read from {', '.join(config.canonical_sources())} ({reasons}): "
+                f"no document is left of the {read} read from {named} ({reasons}): "
                 f"check the sources, or lower min_characters ({config.min_characters}) or raise max_source_bytes."
             )
         for split in self._wanted_splits():

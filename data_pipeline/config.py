@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from data_pipeline.sources.config import SourceConfig
+
 #: 256 byte pieces, unknown, the separator, newline and tab: a vocabulary below this cannot exist.
 SMALLEST_VOCABULARY = 260
 
@@ -35,8 +37,8 @@ class BuildConfig(BaseModel):
     """Everything that decides what a built dataset contains.
 
     Attributes:
-        sources: paths or globs of ``.txt``, ``.md`` or ``.jsonl`` files (each also as ``.gz`` or ``.zst``), or the
-            name ``installed-docs``. Their order does not matter and a source that is named twice counts once.
+        sources: paths, globs or names, or :class:`~data_pipeline.sources.config.SourceConfig` where a source needs
+            settings of its own. Their order does not matter and a source that is named twice counts once.
         output: directory of the dataset; it must not exist, or must hold the very same build.
         validation_fraction, test_fraction: share of the documents, chosen by hash; 0 leaves the split out.
             OpenWebText's customary value is 0.005 for each.
@@ -53,7 +55,7 @@ class BuildConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+    sources: Annotated[tuple[str | SourceConfig, ...], Field(min_length=1)]
     output: Path
     tokenizer: TokenizerConfig = TokenizerConfig()
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.01
@@ -71,6 +73,14 @@ class BuildConfig(BaseModel):
             raise ValueError("validation_fraction + test_fraction must be below 1, or nothing is left to train on")
         return self
 
-    def canonical_sources(self) -> tuple[str, ...]:
+    @model_validator(mode="after")
+    def _one_setting_a_source(self) -> BuildConfig:
+        specs = [source.spec for source in self.canonical_sources()]
+        for spec in specs:
+            if specs.count(spec) > 1:
+                raise ValueError(f"source {spec!r} is named twice with different settings: name it once")
+        return self
+
+    def canonical_sources(self) -> tuple[SourceConfig, ...]:
         """The sources sorted and without repetition: the form that decides the content of the dataset."""
-        return tuple(sorted(set(self.sources)))
+        return tuple(sorted({SourceConfig.of(source) for source in self.sources}, key=lambda source: source.spec))

@@ -17,9 +17,8 @@ from typing import IO
 import numpy as np
 
 from data_pipeline.build_plan import Part, Plan, finished_directory, read_part
-from data_pipeline.clean import Cleaner, CleaningReport, not_text, too_short, utf8_length
+from data_pipeline.clean import Cleaner, CleaningReport, not_text, too_short
 from data_pipeline.config import BuildConfig
-from data_pipeline.documents import Document
 from data_pipeline.split import SplitName, document_hash, split_of
 
 STAGE = "spool"
@@ -63,7 +62,7 @@ def spool_part(plan: Plan, part: Part) -> tuple[int, int]:
     with finished_directory(plan.result(STAGE, part.number)) as directory:
         with (directory / "texts").open("wb") as file:
             writer = _RunWriter(file, part.source)
-            for document in _capped(read_part(part), report, plan.config.max_source_bytes):
+            for document in read_part(part):
                 text = cleaner.clean(document.text)
                 if text is not None:
                     hash_, data = document_hash(text), text.encode("utf-8")
@@ -75,14 +74,6 @@ def spool_part(plan: Plan, part: Part) -> tuple[int, int]:
         record = {"report": asdict(report), "documents": documents, "bytes": bytes_}
         (directory / "record.json").write_text(json.dumps(record), encoding="utf-8")
     return report.documents_read, report.bytes_read
-
-
-def _capped(documents: Iterator[Document], report: CleaningReport, limit: int | None) -> Iterator[Document]:
-    """The documents up to the source's byte limit: whole documents, and none after the first that does not fit."""
-    for document in documents:
-        if limit is not None and report.bytes_read + utf8_length(document.text) > limit:
-            return
-        yield document
 
 
 class _RunWriter:
