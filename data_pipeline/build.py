@@ -14,18 +14,19 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 
 from data_pipeline.buckets import BUCKETS, Buckets, Record
-from data_pipeline.clean import Cleaner, CleaningReport, not_text, too_short, utf8_length
+from data_pipeline.clean import Cleaner, CleaningReport, utf8_length
 from data_pipeline.config import BuildConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
+from data_pipeline.overlaps import Overlaps, find_overlaps
 from data_pipeline.progress import Advance, BuildProgress
 from data_pipeline.schema import (
     BUILD_FILE,
@@ -111,8 +112,10 @@ class _Build:
         self.config, self.directory, self.progress = config, directory, progress
         self.sources = config.canonical_sources()
         self.reports: list[CleaningReport] = []
+        self.overlaps = Overlaps()
         self.spooled_documents: Counter[SplitName] = Counter()
         self.spooled_bytes: Counter[SplitName] = Counter()
+        self.written_documents: Counter[SplitName] = Counter()
 
     def run(self, fingerprint: str) -> None:
         """All passes; the directory is complete afterwards. Raises DataError, or OSError for the disk."""
@@ -123,6 +126,9 @@ class _Build:
         finally:
             buckets.finish()
         self._check_splits()
+        self.overlaps = find_overlaps(
+            self.config.clean, lambda: self._distinct(buckets), lambda hash_: self._split_of(hash_) != "train", spool
+        )
         tokenizer = self._tokenizer(buckets)
         block_tokens = self.config.block_tokens or self._choose_block_tokens(buckets, tokenizer)
         splits = self._write(buckets, tokenizer, block_tokens)
@@ -134,9 +140,8 @@ class _Build:
     # --- pass 1 -----------------------------------------------------------------------------------------
 
     def _read(self, buckets: Buckets) -> None:
-        rules = (too_short(self.config.min_characters), not_text())
         for number, spec in enumerate(self.sources):
-            cleaner = Cleaner(rules)
+            cleaner = Cleaner.of(self.config.clean, self.config.min_characters)
             self.reports.append(cleaner.report)
             with self.progress.phase(f"read {Path(spec).name[:16]}") as advance:
                 for document in self._capped(read_documents(spec), cleaner.report):
@@ -155,14 +160,14 @@ class _Build:
 
     def _spool(self, buckets: Buckets, source: int, text: str) -> None:
         record = Record(document_hash(text), source, text.encode("utf-8"))
-        split = self._split_of(record)
+        split = self._split_of(record.hash)
         self.spooled_documents[split] += 1
         self.spooled_bytes[split] += len(record.data)
         buckets.add(record)
 
-    def _split_of(self, record: Record) -> SplitName:
+    def _split_of(self, hash_: bytes) -> SplitName:
         config = self.config
-        return split_of(record.hash, config.validation_fraction, config.test_fraction, config.salt)
+        return split_of(hash_, config.validation_fraction, config.test_fraction, config.salt)
 
     def _wanted_splits(self) -> list[SplitName]:
         shares = {"validation": self.config.validation_fraction, "test": self.config.test_fraction}
@@ -187,6 +192,13 @@ class _Build:
                     else f"train got none of the {documents} documents: lower validation_fraction and test_fraction."
                 )
 
+    @staticmethod
+    def _distinct(buckets: Buckets) -> Iterator[tuple[bytes, str]]:
+        for number in range(BUCKETS):
+            for record, duplicate in buckets.read(number):
+                if not duplicate:
+                    yield record.hash, record.data.decode("utf-8")
+
     # --- pass 2 -----------------------------------------------------------------------------------------
 
     def _sample(self, buckets: Buckets, limit: int) -> Iterator[str]:
@@ -194,7 +206,7 @@ class _Build:
         used = 0
         for number in range(BUCKETS):
             for record, duplicate in buckets.read(number):
-                if duplicate or self._split_of(record) != "train":
+                if duplicate or self._split_of(record.hash) != "train" or self.overlaps.reason(record.hash):
                     continue
                 yield record.data.decode("utf-8")
                 used += len(record.data)
@@ -242,11 +254,20 @@ class _Build:
                         self._write_document(writers, tokenizer, record, duplicate)
                         advance(1, len(record.data))
                     buckets.remove(number)
+            self._check_written()
             return {split: writer.close() for split, writer in writers.items()}
         except BaseException:
             for writer in writers.values():
                 writer.discard()
             raise
+
+    def _check_written(self) -> None:
+        for split in self._wanted_splits():
+            if self.written_documents[split] == 0:
+                raise DataError(
+                    f"near_dedup and decontaminate left no document in the {split} split: switch them off for so small "
+                    f"a corpus, or set {split}_fraction higher."
+                )
 
     def _write_document(
         self, writers: dict[SplitName, SplitWriter], tokenizer: Tokenizer, record: Record, duplicate: bool
@@ -256,6 +277,9 @@ class _Build:
             report.duplicates += 1
             return
         text = record.data.decode("utf-8")
+        if reason := self.overlaps.reason(record.hash):
+            report.reject(reason, text, len(record.data))
+            return
         ids = tokenizer.encode(text)
         if tokenizer.decode_bytes(ids) != record.data:
             raise DataError(
@@ -264,7 +288,9 @@ class _Build:
             )
         report.documents_kept += 1
         report.bytes_kept += len(record.data)
-        writers[self._split_of(record)].add(record.hash, ids, len(record.data), len(text.split()))
+        split = self._split_of(record.hash)
+        self.written_documents[split] += 1
+        writers[split].add(record.hash, ids, len(record.data), len(text.split()))
 
     def _write_index(self, splits: dict[SplitName, SplitInfo], tokenizer: Tokenizer, block_tokens: int) -> None:
         info = TokenizerInfo(
@@ -276,7 +302,8 @@ class _Build:
         )
         dtype = token_dtype(tokenizer.vocab_size)
         report = _summed(self.reports) | {
-            "sources": {spec: asdict(part) for spec, part in zip(self.sources, self.reports, strict=True)}
+            "overlaps": self.overlaps.report(),
+            "sources": {spec: asdict(part) for spec, part in zip(self.sources, self.reports, strict=True)},
         }
         index = Index(
             hash=content_hash(dtype, info, splits),
@@ -297,10 +324,7 @@ def _counted(texts: Iterator[str], advance: Advance) -> Iterator[str]:
 
 
 def _summed(reports: list[CleaningReport]) -> dict[str, Any]:
-    total: dict[str, Any] = {
-        field.name: sum(getattr(report, field.name) for report in reports)
-        for field in fields(CleaningReport)
-        if field.name != "rejected"
-    }
-    total["rejected"] = {rule: sum(report.rejected[rule] for report in reports) for rule in reports[0].rejected}
-    return total
+    total = CleaningReport()
+    for report in reports:
+        total.merge(report)
+    return asdict(total)
