@@ -39,8 +39,8 @@ class NearDedupConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.75
-    permutations: Annotated[int, Field(ge=16, le=1024)] = 128
+    threshold: Annotated[float, Field(ge=0.5, le=1.0)] = 0.75
+    permutations: Annotated[int, Field(ge=16, le=512)] = 128
 
 
 class DecontaminateConfig(BaseModel):
