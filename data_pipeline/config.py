@@ -22,7 +22,8 @@ class TokenizerConfig(BaseModel):
 
     ``vocab_size`` counts every piece, the 256 byte pieces included. ``sample_bytes`` bounds the UTF-8 bytes of
     training text that are held in memory while the tokenizer is trained. ``model`` names an existing SentencePiece
-    model to use instead of training one; the other fields are then ignored.
+    model, or the folder of GPT-2's ``encoder.json`` and ``vocab.bpe``, to use instead of training one; the other fields
+    are then ignored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -132,6 +133,8 @@ class BuildConfig(BaseModel):
         salt: changes which documents fall into which split, and nothing else.
         max_source_bytes: take at most this many bytes of raw text (UTF-8) from each source, in the source's own
             order, so that a trial on a large corpus reads only its beginning.
+        part_bytes: how much one task reads or encodes, roughly: what a killed build loses a process, and the memory
+            of a process beside the tokenizer. It decides nothing about the result.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -147,6 +150,7 @@ class BuildConfig(BaseModel):
     clean: CleanConfig = CleanConfig()
     salt: Annotated[int, Field(ge=0, lt=2**64)] = 0
     max_source_bytes: Annotated[int, Field(gt=0)] | None = None
+    part_bytes: Annotated[int, Field(gt=0)] = 64 * 1024 * 1024
 
     @model_validator(mode="after")
     def _train_is_left(self) -> BuildConfig:

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from data_pipeline.errors import DataError
 from data_pipeline.schema import BLOCKS, DOCUMENTS, INDEX_FILE, Index, SplitInfo, TableInfo
 from data_pipeline.split import SPLITS
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
 #: What every sentence about a damaged file ends with.
 REMEDY = "restore the file from a copy, or remove the dataset and rebuild with pha data build"
@@ -98,7 +98,7 @@ class Dataset:
         """The tokenizer that wrote the dataset. Raises DataError if its file has changed."""
         path = self.path / self.index.tokenizer.file
         check_hash(path, self.index.tokenizer.sha256)
-        return Tokenizer.load(path)
+        return load_tokenizer(path)
 
     def split(self, name: str) -> Split:
         """The split of that name. Raises DataError if the dataset was built without it."""

@@ -17,8 +17,8 @@ import numpy as np
 
 from data_pipeline.dataset import Split
 from data_pipeline.errors import DataError
-from data_pipeline.order import Order
-from data_pipeline.pack import IGNORE, pack_rows
+from data_pipeline.pack import IGNORE, pack_documents, pack_rows
+from data_pipeline.stream import Stream
 
 __all__ = ["IGNORE", "Batch", "Loader", "evaluation_batches"]
 
@@ -43,34 +43,58 @@ class Batch:
     first_sequence: int
 
 
-def read_sequences(split: Split, order: Order, numbers: Sequence[int | None], first_sequence: int) -> Batch:
-    """The sequences of these global numbers as a batch; None gives a row of padding. Raises DataError for bad data."""
-    rows = np.full((len(numbers), order.seq_len + 1), split.bos_id, dtype=np.int64)
+def read_sequences(stream: Stream, numbers: Sequence[int | None], first_sequence: int) -> Batch:
+    """The sequences of these global numbers as a batch; None gives a row of padding.
+
+    A batch that lies across a change of the sequence length has the width of the longest. Raises DataError for bad
+    data.
+    """
+    width = max(stream.length_at(k) for k in ([k for k in numbers if k is not None] or [first_sequence]))
+    if stream.orders[0].whole_documents:
+        documents = [_documents(stream, k) if k is not None else [] for k in numbers]
+        return Batch(*pack_documents(documents, width, stream.bos_id), first_sequence)
+    rows = np.full((len(numbers), width + 1), stream.bos_id, dtype=np.int64)
     lengths = np.zeros(len(numbers), dtype=np.int64)
     for b, k in enumerate(numbers):
+        if k is None:
+            continue
+        split, order, number = stream.find(k)
         used = 0
-        for block, start, stop in order.locate(k) if k is not None else ():
+        for block, start, stop in order.locate(number):
             rows[b, used : used + stop - start] = split.read_block(block)[start:stop]
             used += stop - start
         lengths[b] = used
-    return Batch(*pack_rows(rows, lengths, split.bos_id), first_sequence)
+    return Batch(*pack_rows(rows, lengths, stream.bos_id), first_sequence)
+
+
+def _documents(stream: Stream, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Inputs and labels of each document in a sequence of whole ones; the end of a block ends its last document."""
+    split, order, number = stream.find(k)
+    found = []
+    for block, start, stop in order.locate(number):
+        tokens = split.read_block(block)
+        labels = tokens[start + 1 : stop + 1]
+        found.append((tokens[start:stop], labels if stop < len(tokens) else np.append(labels, stream.bos_id)))
+    return found
 
 
 class Loader:
     """An endless iterator over this rank's part of the global batches, read ahead by a thread.
 
     Args:
-        split: what to read.
-        seq_len: T, tokens of a sequence.
-        global_batch: G, sequences of a batch over all ranks.
+        source: what to read: a split, or a stream, which has its own sequence length, lanes, seed and shuffle.
+        seq_len: T, tokens of a sequence of a split.
+        global_batch: G, sequences of a batch over all ranks; or its values as (first step, G), the first from step 0.
         lanes: L of :class:`~data_pipeline.order.Order`; None takes G. Keep it when G changes, to keep the order.
         seed, shuffle: of the order.
-        rank, world: this process and how many there are; `world` must divide G.
+        rank, world: this process and how many there are; `world` must divide every G.
         start_sequence: sequences that were consumed before, over all ranks.
+        start_step: batches that were; it only chooses among several G.
         prefetch: batches read ahead; 0 reads in the caller's thread.
 
     Attributes:
-        order: the order that is followed.
+        stream: what is read.
+        order: the order that is followed, in a mixture that of its first component.
         sequences_consumed: over all ranks, those before `start_sequence` included: what a checkpoint must hold.
         wait_seconds: how long calls of ``next`` have waited for data.
 
@@ -80,46 +104,65 @@ class Loader:
 
     def __init__(
         self,
-        split: Split,
+        source: Split | Stream,
         *,
-        seq_len: int,
-        global_batch: int,
+        seq_len: int | None = None,
+        global_batch: int | Sequence[tuple[int, int]],
         lanes: int | None = None,
         seed: int = 0,
         shuffle: bool = True,
         rank: int = 0,
         world: int = 1,
         start_sequence: int = 0,
+        start_step: int = 0,
         prefetch: int = 2,
     ) -> None:
-        if global_batch < 1 or world < 1 or global_batch % world:
+        self._batches = [(0, global_batch)] if isinstance(global_batch, int) else list(global_batch)
+        for _, size in self._batches:
+            if size < 1 or world < 1 or size % world:
+                raise DataError(
+                    f"the global batch of {size} sequences cannot be shared equally by {world} rank(s): choose a "
+                    f"batch that is a multiple of {world}."
+                )
+        if not 0 <= rank < world or start_sequence < 0 or start_step < 0 or prefetch < 0:
             raise DataError(
-                f"the global batch of {global_batch} sequences cannot be shared equally by {world} rank(s): choose a "
-                f"batch that is a multiple of {world}."
+                f"rank {rank} must be in [0, {world}), and start_sequence {start_sequence}, start_step {start_step} "
+                f"and prefetch {prefetch} must not be negative."
             )
-        if not 0 <= rank < world or start_sequence < 0 or prefetch < 0:
-            raise DataError(
-                f"rank {rank} must be in [0, {world}), and start_sequence {start_sequence} and prefetch {prefetch} "
-                "must not be negative."
-            )
-        self.order = Order(split.block_tokens, seq_len, lanes or global_batch, seed, shuffle)
+        if isinstance(source, Stream):
+            self.stream = source
+        elif seq_len is None:
+            raise DataError("a loader of a split needs seq_len.")
+        else:
+            first_size = self._batches[0][1]
+            splits = {source.name: source}
+            self.stream = Stream(splits, seq_len=seq_len, lanes=lanes or first_size, seed=seed, shuffle=shuffle)
+        self.order = self.stream.orders[0]
         self.sequences_consumed = start_sequence
         self.wait_seconds = 0.0
-        self._split, self._global_batch, self._prefetch = split, global_batch, prefetch
-        self._local = global_batch // world
-        self._offset = rank * self._local
+        self._step, self._rank, self._world, self._prefetch = start_step, rank, world, prefetch
         self._queue: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=max(1, prefetch))
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
-    def read(self, first_sequence: int) -> Batch:
+    @property
+    def padding_share(self) -> float:
+        """The share of labels that is padding, over whole epochs."""
+        return self.stream.padding_share
+
+    def batch_size(self, step: int) -> int:
+        """G of a step."""
+        return [size for first, size in self._batches if first <= step][-1]
+
+    def read(self, first_sequence: int, step: int | None = None) -> Batch:
         """This rank's part of the global batch that begins with that sequence, read now; changes nothing.
 
-        Raises DataError if the data is damaged.
+        `step` chooses among several G; None is the step of the next batch. Raises DataError if the data is damaged.
         """
-        first = first_sequence + self._offset
-        return read_sequences(self._split, self.order, range(first, first + self._local), first_sequence)
+        local = self.batch_size(self._step if step is None else step) // self._world
+        first = first_sequence + self._rank * local
+        return read_sequences(self.stream, range(first, first + local), first_sequence)
 
     def __iter__(self) -> Loader:
         return self
@@ -131,7 +174,8 @@ class Loader:
         started = time.perf_counter()
         batch = self._next()
         self.wait_seconds += time.perf_counter() - started
-        self.sequences_consumed = batch.first_sequence + self._global_batch
+        self.sequences_consumed = batch.first_sequence + self.batch_size(self._step)
+        self._step += 1
         return batch
 
     def close(self) -> None:
@@ -155,7 +199,7 @@ class Loader:
         if self._prefetch == 0:
             return self.read(self.sequences_consumed)
         if self._thread is None:  # not before it is needed: a loader may serve only for read()
-            arguments = (self.sequences_consumed,)
+            arguments = (self.sequences_consumed, self._step)
             self._thread = threading.Thread(target=self._read_ahead, args=arguments, name="loader", daemon=True)
             self._thread.start()
         found = self._queue.get()
@@ -164,16 +208,17 @@ class Loader:
             raise found
         return found
 
-    def _read_ahead(self, first_sequence: int) -> None:
+    def _read_ahead(self, first_sequence: int, step: int) -> None:
         while not self._stop.is_set():
             try:
-                found: Batch | BaseException = self.read(first_sequence)
+                found: Batch | BaseException = self.read(first_sequence, step)
             except BaseException as error:  # handed to the consumer, in the place of its batch
                 found = error
             self._put(found)
             if isinstance(found, BaseException):
                 return
-            first_sequence += self._global_batch
+            first_sequence += self.batch_size(step)
+            step += 1
 
     def _put(self, item: Batch | BaseException) -> None:
         while not self._stop.is_set():
@@ -199,10 +244,11 @@ def evaluation_batches(
             f"batch_size {batch_size} and limit_sequences {limit_sequences} must be at least 1 and rank {rank} in "
             f"[0, {world})."
         )
-    order = Order(split.block_tokens, seq_len, lanes=1, seed=0, shuffle=False)
+    stream = Stream({split.name: split}, seq_len=seq_len, lanes=1, shuffle=False)
+    order = stream.orders[0]
     total = min(order.sequences_per_epoch, limit_sequences or order.sequences_per_epoch)
     batches = -(-total // (world * batch_size))
     for batch in range(batches):
         first = batch * batch_size * world
         numbers = (first + i * world + rank for i in range(batch_size))
-        yield read_sequences(split, order, [k if k < total else None for k in numbers], first)
+        yield read_sequences(stream, [k if k < total else None for k in numbers], first)

@@ -5,6 +5,7 @@ Called once, when all documents are read and hashed and before any is written.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,20 @@ class Overlaps:
 
     near: tuple[HashSet, NearDedupReport] | None = None
     contaminated: tuple[HashSet, DecontaminationReport] | None = None
+
+    @classmethod
+    def open(cls, directory: Path) -> Overlaps:
+        """What an earlier :func:`find_overlaps` left in `directory`. Raises OSError."""
+        reports = json.loads((directory / "report.json").read_text(encoding="utf-8"))
+        near, found = reports.get("near_duplicate"), reports.get("contaminated")
+        return cls(
+            None if near is None else (HashSet(directory / "near-duplicates"), NearDedupReport(**near)),
+            None if found is None else (HashSet(directory / "contaminated"), DecontaminationReport(**found)),
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write the reports beside the sets, for :meth:`open`."""
+        (directory / "report.json").write_text(json.dumps(self.report()), encoding="utf-8")
 
     def reason(self, document_hash: bytes) -> str | None:
         """Why this document goes: ``near_duplicate``, ``contaminated``, or None if it stays."""

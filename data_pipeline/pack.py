@@ -33,3 +33,31 @@ def pack_rows(rows: np.ndarray, lengths: np.ndarray, bos_id: int) -> tuple[np.nd
         labels[b, max(0, used - 1) :] = IGNORE
         documents[b, used:] = documents[b, used - 1] + 1 if used else 0
     return tokens, labels, documents
+
+
+def pack_documents(
+    rows: list[list[tuple[np.ndarray, np.ndarray]]], seq_len: int, bos_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Like :func:`pack_rows`, for rows of whole documents or parts of them.
+
+    Args:
+        rows: for each of B sequences its items, each the inputs and their labels, integers [n] and [n]; together at
+            most `seq_len` tokens.
+        seq_len: T.
+        bos_id: the separator, which fills the padding.
+
+    Returns:
+        tokens, labels, documents as from :func:`pack_rows`; here every item counts as a document, also the rest of
+        one that was cut.
+    """
+    shape = (len(rows), seq_len)
+    tokens, labels = np.full(shape, bos_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
+    documents = np.zeros(shape, dtype=np.int32)
+    for b, items in enumerate(rows):
+        used = 0
+        for number, (inputs, targets) in enumerate(items):
+            stop = used + len(inputs)
+            tokens[b, used:stop], labels[b, used:stop], documents[b, used:stop] = inputs, targets, number
+            used = stop
+        documents[b, used:] = len(items)
+    return tokens, labels, documents

@@ -27,6 +27,11 @@ class BuildProgress:
         console = Console(stderr=True)
         self._progress = Progress(*columns, console=console, disable=not enabled, refresh_per_second=4)
 
+    def say(self, sentence: str) -> None:
+        """Print one sentence, beside the bars."""
+        if not self._progress.disable:
+            self._progress.console.print(sentence, highlight=False)
+
     @contextmanager
     def phase(self, name: str, total_bytes: int | None = None) -> Iterator[Advance]:
         """A bar for the time of the ``with`` block; without a total it only counts."""

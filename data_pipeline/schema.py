@@ -2,7 +2,7 @@
 
     index.json                   this file's :class:`Index`
     build.json                   fingerprint of the inputs; only tells whether a build is up to date
-    tokenizer.model              SentencePiece model
+    tokenizer.model              SentencePiece model (GPT-2: tokenizer.json)
     train-000000.tar ...         plain USTAR; member ``000000000.bin`` is one block of whole documents
     index/train.blocks.npy       where each block lies (:data:`BLOCKS`)
     index/train.documents.npy    where each document lies in its block, and its hash (:data:`DOCUMENTS`)
@@ -87,7 +87,7 @@ class TokenizerInfo(_Strict):
     sha256: str = _HASH
     vocab_size: int = Field(gt=0)
     bos_id: int = Field(ge=0)
-    kind: Literal["bpe", "unigram"]
+    kind: Literal["bpe", "unigram", "gpt2"]
 
 
 class Index(_Strict):

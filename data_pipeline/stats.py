@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.dataset import Dataset, Split
+from data_pipeline.stream import Packing, make_order
 
 
-def stats(path: Path | str) -> dict[str, Any]:
+def stats(path: Path | str, packing: Packing | None = None, seq_len: int = 1024) -> dict[str, Any]:
     """Figures of the dataset at `path`, ready for JSON: by split, and of the whole.
 
     Per split: documents, tokens (separators included), bytes and words of the normalised text, blocks, shards and
     their bytes, `bytes_per_token`, `tokens_per_word`, `words_per_document`, `tar_overhead` (shard bytes beyond the
-    tokens' own, as a share of those) and `vocabulary_used` (distinct ids). Reads all blocks. Raises DataError.
+    tokens' own, as a share of those) and `vocabulary_used` (distinct ids). With a `packing`, also `sequences` of an
+    epoch of `seq_len` tokens in one lane and their `padding_share`. Reads all blocks. Raises DataError.
     """
     with Dataset.open(path) as dataset:
         itemsize = np.dtype(dataset.index.dtype).itemsize
@@ -27,9 +29,16 @@ def stats(path: Path | str) -> dict[str, Any]:
             "tokenizer": dataset.index.tokenizer.model_dump(mode="json"),
             "report": dataset.index.report,
             "splits": {
-                name: _split_stats(dataset.split(name), itemsize, dataset.vocab_size) for name in dataset.split_names
+                name: _split_stats(dataset.split(name), itemsize, dataset.vocab_size)
+                | (_packed(dataset.split(name), packing, seq_len) if packing else {})
+                for name in dataset.split_names
             },
         }
+
+
+def _packed(split: Split, packing: Packing, seq_len: int) -> dict[str, int | float]:
+    order = make_order(split, [(0, seq_len)], lanes=1, seed=0, shuffle=False, packing=packing)
+    return {"sequences": order.sequences_per_epoch, "padding_share": order.padding_share}
 
 
 def token_counts(split: Split, vocab_size: int) -> np.ndarray:

@@ -13,12 +13,19 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import sentencepiece as spm
 
 from data_pipeline.config import TokenizerConfig
 from data_pipeline.errors import DataError
+from data_pipeline.gpt2 import Gpt2Tokenizer
+from data_pipeline.schema import TOKENIZER_FILE as FILE_NAME
+from data_pipeline.vocabulary import Tokenizer
+from data_pipeline.word_memo import WordMemo, word_memo
+
+__all__ = ["SentencePieceTokenizer", "Tokenizer", "load_tokenizer", "train_tokenizer"]
 
 #: SentencePiece's own mark for a space.
 _SPACE = "\u2581"
@@ -41,83 +48,41 @@ _PROBES = (
 )
 
 
-class Tokenizer:
-    """A SentencePiece model with an exact round trip. Thread-safe; build one with :meth:`load`.
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model with an exact round trip; BPE goes through the exact word memo where the model allows."""
 
-    Attributes:
-        vocab_size: number of pieces; ids are below it.
-        bos_id: the separator that starts every document and so also ends the one before it.
-        pad_id: a padding id, or None where the model has none (padding then uses `bos_id`).
-        hash: SHA-256 of the model file, in hexadecimal.
-        kind: ``bpe`` or ``unigram``.
-    """
+    file_name = FILE_NAME
 
     def __init__(self, model: bytes, name: str) -> None:
-        self._processor = spm.SentencePieceProcessor()
+        processor = self._processor = spm.SentencePieceProcessor()
         try:
-            self._processor.LoadFromSerializedProto(model)
+            processor.LoadFromSerializedProto(model)
         except (RuntimeError, OSError, ValueError) as error:
             raise DataError(f"{name} is not a SentencePiece model: restore the file or name another.") from error
-        processor = self._processor
+        super().__init__(model, [_piece_bytes(processor, i) for i in range(processor.vocab_size())])
         self.hash = hashlib.sha256(model).hexdigest()
-        self.vocab_size: int = processor.vocab_size()
-        self.bos_id: int = processor.bos_id()
-        self.pad_id: int | None = processor.pad_id() if processor.pad_id() >= 0 else None
+        self.vocab_size = processor.vocab_size()
+        self.bos_id = processor.bos_id()
+        self.pad_id = processor.pad_id() if processor.pad_id() >= 0 else None
         self.kind = _kind_of(processor)
-        self._bytes = [_piece_bytes(processor, i) for i in range(self.vocab_size)]
+        marks = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK_BYTES]
+        self._mark = np.array(marks, dtype=self.dtype).tobytes()
+        self._memo: WordMemo | None = None
         self._check(name)
-        self._mark_ids = [processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE_MARK_BYTES]
+        self._memo = word_memo(model, processor.EncodeAsIds)
 
-    @classmethod
-    def load(cls, path: Path | str) -> Tokenizer:
-        """Read a model file.
-
-        Raises:
-            DataError: the file is missing, is no SentencePiece model, has no separator or byte pieces, or does not
-                reproduce text exactly (a normalising model, or one that adds a leading space).
-        """
-        path = Path(path)
-        try:
-            model = path.read_bytes()
-        except OSError as error:
-            raise DataError(f"tokenizer {path} cannot be read ({error.strerror}): give an existing model.") from error
-        return cls(model, f"tokenizer {path}")
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a normalised text, without the separator. Exact for every str without lone surrogates."""
+    def encode_array(self, text: str) -> np.ndarray:
+        """See :meth:`Tokenizer.encode_array`."""
+        if self._memo is None:
+            return self.encode_plain(text)
         if _SPACE not in text:
-            ids: list[int] = self._processor.EncodeAsIds(text)
-            return ids
-        head, *tail = text.split(_SPACE)
-        ids = self._processor.EncodeAsIds(head)
-        for part in tail:
-            ids += self._mark_ids
-            ids += self._processor.EncodeAsIds(part)
-        return ids
+            return np.frombuffer(self._memo.encode(text), dtype=self.dtype)
+        return np.frombuffer(self._mark.join(map(self._memo.encode, text.split(_SPACE))), dtype=self.dtype)
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; separators and other control pieces have none, broken UTF-8 becomes U+FFFD.
-
-        Raises DataError for an id outside the vocabulary.
-        """
-        return self.decode_bytes(ids).decode("utf-8", "replace")
-
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 bytes that the ids stand for. Raises DataError for an id outside the vocabulary."""
-        numbers = ids if isinstance(ids, list) else [int(i) for i in ids]
-        try:
-            if numbers and min(numbers) < 0:
-                raise IndexError
-            return b"".join(map(self._bytes.__getitem__, numbers))
-        except IndexError:
-            bad = next(i for i in numbers if not 0 <= i < self.vocab_size)
-            raise DataError(
-                f"token {bad} is outside the vocabulary of {self.vocab_size}: the ids come from another tokenizer."
-            ) from None
-
-    def byte_lengths(self) -> list[int]:
-        """UTF-8 bytes of every piece by id, so that the text bytes of a block are a sum over its tokens."""
-        return [len(piece) for piece in self._bytes]
+    def encode_plain(self, text: str) -> np.ndarray:
+        """The same ids from the library alone, without the memo: slower, and what the memo is held against."""
+        parts = (np.array(self._processor.EncodeAsIds(part), dtype=self.dtype) for part in text.split(_SPACE))
+        return np.frombuffer(self._mark.join(part.tobytes() for part in parts), dtype=self.dtype)
 
     def _check(self, name: str) -> None:
         if self.bos_id < 0:
@@ -145,14 +110,33 @@ def _piece_bytes(processor: Any, token: int) -> bytes:
     return piece.replace(_SPACE, " ").encode("utf-8")
 
 
-def _kind_of(processor: Any) -> str:
+def _kind_of(processor: Any) -> Literal["bpe", "unigram"]:
     # BPE scores are minus the merge's rank, whole numbers; unigram's are logarithms of probabilities.
     special = (processor.is_byte, processor.is_control, processor.is_unknown)
     scores = (processor.get_score(i) for i in range(processor.vocab_size()) if not any(f(i) for f in special))
     return "bpe" if all(score == int(score) for score in scores) else "unigram"
 
 
-def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -> Tokenizer:
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Open a tokenizer: a SentencePiece model, GPT-2's ``tokenizer.json``, or a folder of GPT-2's published files.
+
+    Raises:
+        DataError: the file is missing, is no tokenizer of these kinds, has no separator or byte pieces, or does not
+            reproduce text exactly (a normalising model, or one that adds a leading space).
+    """
+    path = Path(path)
+    name = f"tokenizer {path}"
+    if path.is_dir():
+        return Gpt2Tokenizer.from_folder(path)
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{name} cannot be read ({error.strerror}): give an existing model.") from error
+    # A serialised SentencePiece model begins with its first field's tag, 0x0A.
+    return Gpt2Tokenizer(model, name) if model.startswith(b"{") else SentencePieceTokenizer(model, name)
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -> SentencePieceTokenizer:
     """Train a model on normalised texts, write it to `path` and load it. The same texts give the same bytes.
 
     At most ``config.sample_bytes`` of the texts are read; all that is read is held in memory. Newline and tab are
@@ -193,7 +177,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
     except (RuntimeError, OSError, ValueError) as error:
         raise _explain(str(error), config) from error
     path.write_bytes(model.getvalue())
-    return Tokenizer.load(path)
+    return SentencePieceTokenizer(model.getvalue(), f"tokenizer {path}")
 
 
 def _training_lines(texts: Iterable[str], limit: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ from data_pipeline.dataset import check_hash, load_table, read_index, shard_size
 from data_pipeline.errors import DataError
 from data_pipeline.schema import BLOCKS, DOCUMENTS, Index, ShardInfo, SplitInfo, content_hash
 from data_pipeline.split import document_hash
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
 #: Documents a split that are decoded and compared with their stored hash.
 _SPOT_CHECKS = 64
@@ -70,7 +70,7 @@ def _tokenizer(path: Path, index: Index, report: VerifyReport) -> Tokenizer | No
     file = path / index.tokenizer.file
     try:
         check_hash(file, index.tokenizer.sha256)
-        tokenizer = Tokenizer.load(file)
+        tokenizer = load_tokenizer(file)
     except DataError as error:
         report.problems.append(str(error))
         return None

@@ -81,20 +81,33 @@ class CheckpointStore:
         return [Checkpoint(p) for p in sorted(folders)]
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies. A damaged one is named, skipped and kept under another name."""
+        """The newest checkpoint that verifies; None when there has never been one.
+
+        Damaged ones that are newer are named, skipped and kept under another name. Raises RunError when every
+        checkpoint is damaged: to start from nothing then is a decision for a person.
+        """
+        damaged: list[tuple[Checkpoint, str]] = []
         for checkpoint in reversed(self.all()):
             problems = checkpoint.problems()
             if not problems:
+                for skipped, why in damaged:
+                    self._set_aside(skipped, why)
                 return checkpoint
-            aside = _free_name(checkpoint.path.with_name(checkpoint.path.name + ".damaged"))
-            checkpoint.path.rename(aside)
-            log.warning(
-                "The checkpoint %s is damaged (%s); it is skipped and kept as %s.",
-                checkpoint.path,
-                "; ".join(problems),
-                aside.name,
+            damaged.append((checkpoint, "; ".join(problems)))
+        if damaged:
+            named = ", ".join(f"{checkpoint.path.name} ({why})" for checkpoint, why in damaged)
+            raise RunError(
+                f"Every checkpoint in {self.directory} is damaged: {named}; restore one from a copy, or remove the "
+                "folder to start the run from nothing."
             )
         return None
+
+    def _set_aside(self, checkpoint: Checkpoint, why: str) -> None:
+        aside = _free_name(checkpoint.path.with_name(checkpoint.path.name + ".damaged"))
+        checkpoint.path.rename(aside)
+        log.warning(
+            "The checkpoint %s is damaged (%s); it is skipped and kept as %s.", checkpoint.path, why, aside.name
+        )
 
     def pending(self, step: int) -> Path:
         """Where a checkpoint is written before it is committed."""

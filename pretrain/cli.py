@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import sys
-from collections.abc import Iterable
+import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from cluster.errors import ClusterError
 from data_pipeline.errors import DataError
 from model.errors import ModelError
-from pretrain.errors import EXIT_BAD_INPUT, RunError
+from pretrain.cli_data import data_app
+from pretrain.cli_output import Json, print_json, print_table
+from pretrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FATAL, RunError
 
 app = typer.Typer(
     name="pha",
@@ -24,10 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-data_app = typer.Typer(help="Turn text into a tokenized dataset, and check one.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
 
@@ -37,10 +37,26 @@ def main() -> None:
     try:
         app()
     except (RunError, DataError, ModelError, ClusterError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        # Not sys.exit: a rank that cannot go on must not wait for the others while it tidies up.
-        os._exit(EXIT_BAD_INPUT)
+        _leave(f"error: {error}", EXIT_BAD_INPUT)
+    except BrokenPipeError:  # `pha ... | head`
+        os._exit(EXIT_DONE)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        advice = "check the disk's space and permissions, and start again"
+        _leave(f"error: {where}{error.strerror or error}; {advice}.", EXIT_BAD_INPUT)
+    except Exception:  # a mistake of ours: the traceback is what is needed to mend it
+        _leave(traceback.format_exc(), EXIT_FATAL)
+
+
+def _leave(words: str, code: int) -> None:
+    """Ends the process at once: a rank that cannot go on must not wait for the others while it tidies up."""
+    print(words, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    record = logging.makeLogRecord({"name": "pha", "levelname": "ERROR", "msg": words})
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):  # the rank's own log; the terminal has it already
+            handler.handle(record)
+    os._exit(code)
 
 
 @app.command()
@@ -92,7 +108,7 @@ def info(
         model = model.model_copy(update={"vocab_size": vocab or 4096})
     parameters, flops = count_parameters(model), flops_per_token(model, seq_len)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "preset": preset,
                 "config": model.model_dump(),
@@ -109,7 +125,7 @@ def info(
         )
         for part in sorted(parameters.keys() | flops.keys(), key=lambda p: (p == "total", p))
     ]
-    _print_table(f"{preset}, vocabulary {model.vocab_size:,}", ("part", "parameters", "training FLOP / token"), rows)
+    print_table(f"{preset}, vocabulary {model.vocab_size:,}", ("part", "parameters", "training FLOP / token"), rows)
 
 
 @app.command("eval")
@@ -129,7 +145,7 @@ def evaluate(
     result = trained.evaluate(split, sequences)
     compared = measure_baselines(trained.dataset, split) if baselines else {}
     if as_json:
-        _print_json({**result.as_dict(), "step": trained.checkpoint.step, "baselines": compared})
+        print_json({**result.as_dict(), "step": trained.checkpoint.step, "baselines": compared})
         return
     rows = [
         ("tokens", f"{result.tokens:,}"),
@@ -139,7 +155,7 @@ def evaluate(
         ("bits per byte", f"{result.bits_per_byte:.4f}"),
         *((f"bits per byte of {name}", f"{value:.4f}") for name, value in compared.items()),
     ]
-    _print_table(f"{run}, step {trained.checkpoint.step}, {split}", ("figure", "value"), rows)
+    print_table(f"{run}, step {trained.checkpoint.step}, {split}", ("figure", "value"), rows)
 
 
 @app.command()
@@ -174,12 +190,12 @@ def status(run: RunArgument, as_json: Json = False) -> None:
 
     found = read_status(run)
     if as_json:
-        _print_json(found.as_dict())
+        print_json(found.as_dict())
         return
     rate = f", {found.tokens_per_s:,.0f} tokens/s" if found.tokens_per_s else ""
     title = f"{found.run}: step {found.step} of {found.steps}, loss {found.loss}{rate}; checkpoints {found.checkpoints}"
     rows = [(str(r.rank), r.host, r.phase, str(r.step), f"{r.age_s:.0f} s ago") for r in found.ranks]
-    _print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
+    print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
 
 
 @app.command()
@@ -199,89 +215,6 @@ def demo(
         return LocalJob(command, ranks, output)
 
     Demo(run, data, tuple(text or ()), tuple(overrides or ()), launch).go()
-
-
-@data_app.command("build")
-def data_build(
-    output: Annotated[Path, typer.Argument(help="The dataset's directory.")],
-    sources: Annotated[list[str], typer.Argument(help=".txt, .md or .jsonl files, globs, or installed-docs.")],
-    vocab: Annotated[int, typer.Option(help="Vocabulary of the tokenizer that is trained.")] = 32_000,
-    kind: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
-    tokenizer: Annotated[Path | None, typer.Option(help="Use this SentencePiece model instead.")] = None,
-    validation: Annotated[float, typer.Option(help="Share of documents for validation.")] = 0.005,
-    test: Annotated[float, typer.Option(help="Share of documents for the test.")] = 0.005,
-    as_json: Json = False,
-) -> None:
-    """Clean, split, tokenize and write a dataset of WebDataset shards."""
-    from data_pipeline.build import build
-    from data_pipeline.config import BuildConfig
-    from data_pipeline.stats import stats
-    from pretrain.config_file import validated
-
-    options = {
-        "sources": sources,
-        "output": output,
-        "tokenizer": {"kind": kind, "vocab_size": vocab, "model": tokenizer},
-        "validation_fraction": validation,
-        "test_fraction": test,
-    }
-    build(validated(BuildConfig, options, "pha data build"), progress=not as_json)
-    _show_stats(output, stats(output), as_json)
-
-
-@data_app.command("verify")
-def data_verify(dataset: Annotated[Path, typer.Argument(help="A dataset.")], as_json: Json = False) -> None:
-    """Re-hash every shard, check every block and decode samples."""
-    from data_pipeline.verify import verify
-
-    result = verify(dataset)
-    if as_json:
-        _print_json(result.as_dict())
-    else:
-        for problem in result.problems:
-            print(f"problem: {problem}")
-        print(
-            f"{dataset}: {len(result.problems)} problem(s), {result.blocks:,} blocks and {result.shards} shards checked"
-        )
-    raise typer.Exit(1 if result.problems else 0)
-
-
-@data_app.command("stats")
-def data_stats(dataset: Annotated[Path, typer.Argument(help="A dataset.")], as_json: Json = False) -> None:
-    """Count documents, tokens, bytes and words by split."""
-    from data_pipeline.stats import stats
-
-    _show_stats(dataset, stats(dataset), as_json)
-
-
-def _show_stats(dataset: Path, found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(found)
-        return
-    splits: dict[str, dict[str, Any]] = found["splits"]
-    figures = list(next(iter(splits.values())))
-    rows = [(name, *(_figure(split[name]) for split in splits.values())) for name in figures]
-    _print_table(str(dataset), ("figure", *splits), rows)
-
-
-def _figure(value: Any) -> str:
-    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1, default=str))
-
-
-def _print_table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
 
 
 if __name__ == "__main__":

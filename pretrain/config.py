@@ -7,6 +7,7 @@ is an error that names the nearest one. This module imports no torch, so that a 
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,19 +22,90 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Change(Section):
+    """A value from a step on."""
+
+    from_step: int = Field(ge=0)
+    """The first step (from 0) that it holds for."""
+    value: int = Field(ge=1)
+
+
+class Weights(Section):
+    """A mixture's weights from a step on."""
+
+    from_step: int = Field(ge=0)
+    weights: dict[str, float]
+    """Dataset's name → its share of the sequences; they need not sum to one."""
+
+
+class MixtureConfig(Section):
+    """Several datasets of one tokenizer, read together."""
+
+    datasets: dict[str, Path] = Field(min_length=2)
+    """Name → directory; the names appear in the metrics."""
+    weights: tuple[Weights, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _steps_rise(self) -> MixtureConfig:
+        _check_steps("data.mixture.weights", [entry.from_step for entry in self.weights])
+        return self
+
+
+def _check_steps(key: str, steps: list[int]) -> None:
+    if not steps or steps[0] != 0 or any(b <= a for a, b in itertools.pairwise(steps)):
+        raise ValueError(f"{key}: from_step must begin with 0 and rise from entry to entry, not {steps}")
+
+
+def changes(value: int | tuple[Change, ...]) -> list[tuple[int, int]]:
+    """A number or its schedule as (first step, value), the first from step 0."""
+    return [(0, value)] if isinstance(value, int) else [(entry.from_step, entry.value) for entry in value]
+
+
 class DataConfig(Section):
     """Which tokens are read, and in which order."""
 
-    path: Path
+    path: Path | None = None
     """The dataset's directory, as written by `pha data build`."""
-    seq_len: int = Field(1024, ge=2)
-    """Tokens in one sequence."""
+    mixture: MixtureConfig | None = None
+    """Several datasets instead of one path."""
+    seq_len: int | tuple[Change, ...] = 1024
+    """Tokens in one sequence; or a list of {from_step, value}."""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """`concatenate` cuts the stream of documents into sequences; `best_fit` fills them with whole documents."""
+    on_change: Literal["refuse", "next_epoch"] = "refuse"
+    """When the data or its order is not what the run was started with: refuse, or go on with the next epoch."""
     seed: int = 0
     """Decides the order of blocks in each epoch."""
     lanes: int | None = Field(None, ge=1)
     """Streams that the epoch is cut into; none means the global batch. Fixed for the life of a run."""
     prefetch: int = Field(2, ge=1)
     """Batches read ahead."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> DataConfig:
+        if (self.path is None) == (self.mixture is None):
+            raise ValueError("data needs either path (one dataset) or mixture (several), and not both")
+        _check_steps("data.seq_len", [step for step, _ in changes(self.seq_len)])
+        if min(length for _, length in changes(self.seq_len)) < 2:
+            raise ValueError("data.seq_len must be at least 2")
+        return self
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """Name → directory of every dataset; a single one is called `data`."""
+        if self.mixture is not None:
+            return self.mixture.datasets
+        assert self.path is not None  # _is_whole
+        return {"data": self.path}
+
+    @property
+    def longest(self) -> int:
+        """The largest sequence length: what is validated with, so that the figures of all steps can be compared."""
+        return max(length for _, length in changes(self.seq_len))
+
+    def length_at(self, step: int) -> int:
+        """The sequence length of a step."""
+        return [length for first, length in changes(self.seq_len) if first <= step][-1]
 
 
 class ScheduleConfig(Section):
@@ -75,8 +147,8 @@ class TrainConfig(Section):
     """The size of a step and how it is computed."""
 
     steps: int = Field(1000, ge=1)
-    global_batch: int = Field(24, ge=1)
-    """Sequences in one optimizer step, over all ranks."""
+    global_batch: int | tuple[Change, ...] = 24
+    """Sequences in one optimizer step, over all ranks; or a list of {from_step, value}."""
     micro_batch: int | None = Field(None, ge=1)
     """Sequences in one forward pass of one rank; none means the rank's whole share."""
     seed: int = 0
@@ -141,13 +213,20 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _batch_divides(self) -> RunConfig:
         micro = self.train.micro_batch
-        if micro is not None and self.train.global_batch % micro:
-            raise ValueError(
-                f"train.global_batch ({self.train.global_batch}) must be a multiple of train.micro_batch ({micro})"
-            )
+        _check_steps("train.global_batch", [step for step, _ in self.batches])
+        for _, size in self.batches:
+            if size < 1:
+                raise ValueError(f"train.global_batch ({size}) must be at least 1")
+            if micro is not None and size % micro:
+                raise ValueError(f"train.global_batch ({size}) must be a multiple of train.micro_batch ({micro})")
         return self
 
     @property
+    def batches(self) -> list[tuple[int, int]]:
+        """The global batch as (first step, sequences)."""
+        return changes(self.train.global_batch)
+
+    @property
     def lanes(self) -> int:
-        """Lanes of the data order: `data.lanes`, or the global batch."""
-        return self.data.lanes or self.train.global_batch
+        """Lanes of the data order: `data.lanes`, or the largest global batch."""
+        return self.data.lanes or max(size for _, size in self.batches)

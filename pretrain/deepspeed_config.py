@@ -43,20 +43,25 @@ def deepspeed_config(config: RunConfig, world_size: int, *, bf16: bool, device: 
 
 
 def batch_split(config: RunConfig, world_size: int) -> tuple[int, int]:
-    """Sequences per forward pass of a rank, and forward passes per step. Raises RunError if it does not divide."""
-    total = config.train.global_batch
-    if total % world_size:
-        raise RunError(
-            f"train.global_batch ({total}) must be a multiple of the number of ranks ({world_size}); "
-            "change one of them."
-        )
-    share = total // world_size
+    """Sequences per forward pass of a rank, and forward passes per step, of the largest global batch.
+
+    Raises RunError if a batch does not divide.
+    """
+    sizes = [size for _, size in config.batches]
+    for total in sizes:
+        if total % world_size:
+            raise RunError(
+                f"train.global_batch ({total}) must be a multiple of the number of ranks ({world_size}); "
+                "change one of them."
+            )
+        share = total // world_size
+        if share % (config.train.micro_batch or share):
+            raise RunError(
+                f"A rank's share of the batch ({total} / {world_size} = {share}) must be a multiple of "
+                f"train.micro_batch ({config.train.micro_batch}); change one of them."
+            )
+    share = max(sizes) // world_size
     micro = config.train.micro_batch or share
-    if share % micro:
-        raise RunError(
-            f"A rank's share of the batch ({total} / {world_size} = {share}) must be a multiple of "
-            f"train.micro_batch ({micro}); change one of them."
-        )
     return micro, share // micro
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -89,6 +89,26 @@ def summarise(name: str, split: Split, nats: float, tokens: int) -> Evaluation:
         word_perplexity=_exp(nats / max(1.0, split.words * share)),
         bits_per_byte=nats / math.log(2.0) / max(1.0, split.bytes * share),
         complete=tokens == predictable,
+    )
+
+
+def mix(name: str, parts: Mapping[str, Evaluation], weights: Mapping[str, float]) -> Evaluation:
+    """The figures of a mixture: means of its components' losses and bits per byte with these weights.
+
+    Perplexities are weighted as logarithms; `tokens` is the sum, whatever the weights.
+    """
+    total = sum(weights.get(part, 0.0) for part in parts)
+    shares = {part: weights.get(part, 0.0) / total for part in parts}
+    loss = sum(shares[part] * found.loss for part, found in parts.items())
+    words = sum(shares[part] * math.log(found.word_perplexity) for part, found in parts.items())
+    return Evaluation(
+        split=name,
+        tokens=sum(found.tokens for found in parts.values()),
+        loss=loss,
+        perplexity=_exp(loss),
+        word_perplexity=_exp(words),
+        bits_per_byte=sum(shares[part] * found.bits_per_byte for part, found in parts.items()),
+        complete=all(found.complete for found in parts.values()),
     )
 
 

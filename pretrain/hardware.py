@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
@@ -15,6 +16,13 @@ _PEAK_BF16 = {
     "L40S": 362e12,
     "MI300X": 1307e12,
 }
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use: its affinity where the system tells (Linux), else all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def peak_flops(device: torch.device) -> float:

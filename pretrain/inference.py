@@ -9,12 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_pipeline.corpus import Corpus
 from data_pipeline.dataset import Dataset
 from data_pipeline.tokenizer import Tokenizer
 from model.generate import generate
 from model.lm import LanguageModel
 from pretrain.checkpoint import Checkpoint, CheckpointStore, newest
 from pretrain.config import RunConfig
+from pretrain.data_plan import combine
 from pretrain.distributed import World
 from pretrain.errors import RunError
 from pretrain.evaluate import Evaluation, accumulate, batches_of, summarise
@@ -27,13 +29,12 @@ class Trained:
 
     config: RunConfig
     checkpoint: Checkpoint
-    dataset: Dataset
+    corpus: Corpus
     model: LanguageModel
     device: torch.device
 
     def evaluate(self, split_name: str, sequences: int | None = None, batch: int | None = None) -> Evaluation:
         """The model's figures on `train`, `validation` or `test`; raises DataError for another name."""
-        split = self.dataset.split(split_name)
         settings = self.config.eval.model_copy(
             update={"sequences": sequences, "batch": batch or self.config.eval.batch}
         )
@@ -42,10 +43,20 @@ class Trained:
             loss: Tensor = self.model(tokens, documents, labels)
             return loss
 
-        with torch.no_grad():
-            batches = batches_of(split, self.config.data.seq_len, settings, World())
-            nats, tokens = accumulate(loss_sum, batches, self.device)
-        return summarise(split_name, split, nats, tokens)
+        parts = {}
+        for name, split in self.corpus.splits(split_name).items():
+            with torch.no_grad():
+                batches = batches_of(split, self.config.data.longest, settings, World())
+                nats, tokens = accumulate(loss_sum, batches, self.device)
+            parts[name] = summarise(split_name, split, nats, tokens)
+        return combine(self.config, split_name, parts)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset of a run that has one. Raises RunError for a mixture."""
+        if len(self.corpus.datasets) > 1:
+            raise RunError("This run reads a mixture; what you ask for needs a single dataset (leave --baselines out).")
+        return next(iter(self.corpus.datasets.values()))
 
     def generate(
         self,
@@ -57,7 +68,7 @@ class Trained:
         seed: int = 0,
     ) -> str:
         """The prompt continued by up to `tokens` tokens, until the model ends the document."""
-        tokenizer: Tokenizer = self.dataset.tokenizer()
+        tokenizer: Tokenizer = self.corpus.tokenizer()
         start = torch.tensor([[tokenizer.bos_id, *tokenizer.encode(prompt)]], device=self.device)
         generator = torch.Generator(self.device).manual_seed(seed)
         with torch.no_grad():
@@ -84,15 +95,15 @@ def load(run: Path, step: int | None = None) -> Trained:
     config = directory.read_config()
     checkpoint = newest(directory.checkpoints) if step is None else _at_step(directory, step)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = Dataset.open(config.data.path)
-    if dataset.tokenizer_hash != checkpoint.info().tokenizer_hash:
+    corpus = Corpus.open(config.data.paths)
+    if corpus.tokenizer_hash != checkpoint.info().tokenizer_hash:
         raise RunError(
-            f"The dataset {config.data.path} has another tokenizer than the one {checkpoint.path} was trained with; "
+            f"The dataset {corpus.path} has another tokenizer than the one {checkpoint.path} was trained with; "
             "restore the dataset that the run was started on."
         )
     model = LanguageModel(config.model).to(device)
     model.load_state_dict(load_file(checkpoint.weights, device=str(device)))
-    return Trained(config, checkpoint, dataset, model.eval(), device)
+    return Trained(config, checkpoint, corpus, model.eval(), device)
 
 
 def save_weights(model: LanguageModel, path: Path) -> None:

@@ -142,7 +142,7 @@ def _figures(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
         curve("tokens_per_s", "tokens per second")(axes)
         axes.set_ylim(bottom=0)
 
-    figures = [
+    return [
         ("Loss", _svg(loss, resumes)),
         ("Validation, bits per byte", _svg(bits, resumes)),
         ("Learning rate", _svg(curve("lr", "learning rate"), resumes)),
@@ -152,7 +152,6 @@ def _figures(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
         ("Mixing weights after the last step, by layer", _svg(_mixing_by_layer(training[-1]), [], "layer")),
         ("Mixing weights over training, mean of layers", _svg(_mixing_over_time(training), resumes)),
     ]
-    return [(title, figure) for title, figure in figures]
 
 
 def _mixing_by_layer(record: Record) -> Callable[[Any], None]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from data_pipeline.corpus import Corpus
 from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Loader
 from model.config import BRANCHES
 from model.flops import flops_per_token
-from pretrain import metrics
+from pretrain import data_plan, metrics
 from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
 from pretrain.config import RunConfig
 from pretrain.deepspeed_config import batch_split
@@ -24,7 +25,7 @@ from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
 from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError
 from pretrain.evaluate import accumulate, batches_of, count_labels, summarise, to_device
-from pretrain.hardware import peak_flops
+from pretrain.hardware import peak_flops, usable_cores
 from pretrain.heartbeat import Heartbeat
 from pretrain.inference import save_weights
 from pretrain.loggers import Logger, Terminal, open_wandb, setup_logging
@@ -42,11 +43,11 @@ def train(config: RunConfig) -> int:
     Raises RunError, DataError or ModelError with a sentence for the user.
     """
     world = discover(os.environ)
-    torch.set_num_threads(config.train.threads or max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    torch.set_num_threads(config.train.threads or max(1, usable_cores() // world.local_size))
     directory = RunDirectory(config.run_dir)
     if world.is_main:
         directory.create()
-    dataset = Dataset.open(config.data.path)
+    dataset = Corpus.open(config.data.paths)
     config = resolve(config, dataset)
     with StopFlag() as stop:
         ranks = Ranks(world, config.train.timeout_s)
@@ -59,13 +60,18 @@ def train(config: RunConfig) -> int:
     return code
 
 
-def resolve(config: RunConfig, dataset: Dataset) -> RunConfig:
+def resolve(config: RunConfig, dataset: Corpus | Dataset) -> RunConfig:
     """The config with what only the dataset knows: vocabulary and lanes. Raises RunError if they clash."""
     vocab = config.model.vocab_size or dataset.vocab_size
     if vocab < dataset.vocab_size:
         raise RunError(
-            f"model.vocab_size ({vocab}) is smaller than the vocabulary of {config.data.path} "
+            f"model.vocab_size ({vocab}) is smaller than the vocabulary of the data "
             f"({dataset.vocab_size}); leave it out to take the dataset's."
+        )
+    if config.optim.schedule.kind == "plateau" and "validation" not in dataset.split_names:
+        raise RunError(
+            f"The plateau schedule needs validation losses, but {config.data.path} has no validation split; build it "
+            "with one, or choose optim.schedule.kind=cosine."
         )
     return config.model_copy(
         update={
@@ -79,7 +85,7 @@ class Run:
     """Everything one rank holds while it trains; its methods are the loop's hooks."""
 
     def __init__(
-        self, config: RunConfig, directory: RunDirectory, dataset: Dataset, ranks: Ranks, stop: StopFlag
+        self, config: RunConfig, directory: RunDirectory, dataset: Corpus, ranks: Ranks, stop: StopFlag
     ) -> None:
         self.config, self.directory, self.dataset, self.ranks, self.stop = (
             config,
@@ -97,14 +103,13 @@ class Run:
         self.state = TrainState()
         self.loggers: list[Logger] = []
         self.metrics: metrics.MetricsFile | None = None
-        seq_len = config.data.seq_len
-        self.flops_per_token = flops_per_token(config.model, seq_len)["total"]
+        self.state.data.made_with = data_plan.identity(config, dataset)
         self.peak_flops = sum(ranks.sum(peak_flops(self.engine.device)))
 
     def go(self) -> int:
         """Resumes if there is something to resume, and trains. Returns the exit code."""
         self._resume()
-        loader = self._loader(self.state.sequences)
+        loader = self._loader(self.state.sequences, self.state.step)
         self._open_logs()
         try:
             trainer = Trainer(
@@ -142,16 +147,18 @@ class Run:
             tokens=result.tokens,
             tokens_seen=self.state.tokens,
             tokens_per_s=rate,
-            mfu=rate * self.flops_per_token / self.peak_flops,
+            mfu=rate * self._flops_per_token() / self.peak_flops,
             data_wait=waited,
             branches=list(BRANCHES),
             mixing=[[round(w, 5) for w in layer] for layer in mixing],
         )
 
     def validate(self) -> bool:
-        """Evaluates the validation split; False when a stop cut it short."""
+        """Evaluates the validation split, if there is one; False when a stop cut it short."""
+        if "validation" not in self.dataset.split_names:
+            self.state.validated_at = self.state.step
+            return True
         self.heartbeat.beat("validate", self.state.step)
-        split = self.dataset.split("validation")
         cut_short = False
 
         def interrupted() -> bool:
@@ -159,16 +166,20 @@ class Run:
             cut_short = self.ranks.largest(bool(self.stop))[0] > 0
             return cut_short
 
-        batches = batches_of(split, self.config.data.seq_len, self.config.eval, self.world)
-        with self.engine.evaluating():
-            local = accumulate(self.engine.loss_sum, batches, self.engine.device, interrupted)
-        if cut_short:
-            return False
-        nats, tokens = self.ranks.sum(*local)
-        result = summarise("validation", split, nats, int(tokens))
+        parts = {}
+        for name, split in self.dataset.splits("validation").items():
+            batches = batches_of(split, self.config.data.longest, self.config.eval, self.world)
+            with self.engine.evaluating():
+                local = accumulate(self.engine.loss_sum, batches, self.engine.device, interrupted)
+            if cut_short:
+                return False
+            nats, tokens = self.ranks.sum(*local)
+            parts[name] = summarise("validation", split, nats, int(tokens))
+        result = data_plan.combine(self.config, "validation", parts)
         self.state.validation = [*self.state.validation, result.loss]
         self.state.validated_at = self.state.step
-        self._record("validation", **result.as_dict())
+        components = {name: part.as_dict() for name, part in parts.items()} if len(parts) > 1 else None
+        self._record("validation", **result.as_dict(), **({"components": components} if components else {}))
         return True
 
     def save(self) -> None:
@@ -205,6 +216,11 @@ class Run:
         self.engine.load(checkpoint.path)
         self.state = info.state
         self.state.restarts += 1
+        if self._data_changed(info):
+            self.state.data = data_plan.next_epoch(self.config, self.dataset, self.state)
+            log.warning("%s: %s", checkpoint.path.name, "the data changed; going on with the next epoch of its own.")
+            return
+        self.state.data.made_with = data_plan.identity(self.config, self.dataset)
         fingerprint = self._fingerprint()
         tolerance = 1e-2 if uses_bf16(self.config, self.engine.device) else 1e-5
         if not math.isclose(fingerprint, info.fingerprint, rel_tol=tolerance):
@@ -216,12 +232,7 @@ class Run:
         log.info("Resumed from %s: step %d, %s tokens.", checkpoint.path.name, step, f"{self.state.tokens:,}")
 
     def _check_match(self, checkpoint: Checkpoint, info: CheckpointInfo) -> None:
-        if info.dataset_hash != self.dataset.hash:
-            what = "another tokenizer" if info.tokenizer_hash != self.dataset.tokenizer_hash else "other text"
-            raise RunError(
-                f"The dataset {self.config.data.path} has {what} than the one {checkpoint.path} was trained on; "
-                "restore that dataset, or start a new run with another run_dir."
-            )
+        data_plan.check_unchanged(self.config, self.dataset, checkpoint.path, info)
         made_with = (info.world_size, info.zero_stage)
         if made_with != (self.world.size, self.config.train.zero_stage):
             raise RunError(
@@ -229,18 +240,21 @@ class Run:
                 f"run has {self.world.size} at stage {self.config.train.zero_stage}; start it with the same numbers."
             )
 
-    def _loader(self, start_sequence: int) -> Loader:
-        data = self.config.data
+    def _data_changed(self, info: CheckpointInfo) -> bool:
+        return bool(data_plan.difference(self.config, self.dataset, info))
+
+    def _flops_per_token(self) -> float:
+        return flops_per_token(self.config.model, self.config.data.length_at(max(0, self.state.step - 1)))["total"]
+
+    def _loader(self, start_sequence: int, start_step: int) -> Loader:
         return Loader(
-            self.dataset.split("train"),
-            seq_len=data.seq_len,
-            global_batch=self.config.train.global_batch,
-            lanes=data.lanes,
-            seed=data.seed,
+            data_plan.stream(self.config, self.dataset, self.state.data),
+            global_batch=self.config.batches,
             rank=self.world.rank,
             world=self.world.size,
             start_sequence=start_sequence,
-            prefetch=data.prefetch,
+            start_step=start_step,
+            prefetch=self.config.data.prefetch,
         )
 
     def _open_logs(self) -> None:
@@ -266,6 +280,8 @@ class Run:
             ranks=self.world.size,
             rewound=removed,
         )
+        if "validation" not in self.dataset.split_names:
+            log.info("%s has no validation split: the run is not validated.", self.config.data.path)
         log.info(
             "%s: %s parameters, %d rank(s), ZeRO %d, %s, steps %d to %d.",
             self.directory.path,
@@ -294,9 +310,10 @@ class Run:
             logger.log(record)
 
     def _fingerprint(self) -> float:
-        """Mean loss on the run's very first sequences, one a rank: the same batch at any time."""
-        loader = self._loader(0)
-        batch = loader.read(0)
+        """Mean loss on the first sequences of this data order, one a rank: the same batch at any time."""
+        first = self.state.data
+        loader = self._loader(first.first_sequence, first.first_step)
+        batch = loader.read(first.first_sequence)
         loader.close()
         one = type(batch)(batch.tokens[:1], batch.labels[:1], batch.documents[:1], batch.first_sequence)
         with self.engine.evaluating():

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pretrain import config_file
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.files import write_atomic
 
 # Changing one of these would make the run's past and its future two different experiments.
-FROZEN = ("model", "data.seq_len", "data.seed", "data.lanes", "train.seed")
+FROZEN = ("model", "train.seed")
+# These too, unless the user chooses to go on with the next epoch.
+FROZEN_DATA = ("data.seq_len", "data.seed", "data.lanes", "data.packing", "data.mixture.weights")
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,11 @@ class RunDirectory:
         Raises RunError that names the changed key.
         """
         if self.config.exists():
-            old = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            # Read with today's defaults: a run may be older than a setting.
+            old = json.loads(self.read_config().model_dump_json())
             new = json.loads(config.model_dump_json())
-            for key in FROZEN:
+            chosen = config.data.on_change == "next_epoch"
+            for key in FROZEN if chosen else FROZEN + FROZEN_DATA:
                 changed = _difference(_get(old, key), _get(new, key), key)
                 if changed:
                     raise RunError(

@@ -5,6 +5,19 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class DataState(BaseModel):
+    """Which data the position counts in: under 1 KiB of JSON, the same on every rank."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    made_with: dict[str, str] = Field(default_factory=dict)
+    """Setting → value (or a hash of it) of all that decides the order; empty in checkpoints of before it was kept."""
+    first_step: int = 0
+    """Where this order began: 0, or where the data was changed by `data.on_change: next_epoch`."""
+    first_sequence: int = 0
+    first_epoch: int = 0
+
+
 class TrainState(BaseModel):
     """The run's position. Learning rate, data order, dropout seeds, evaluation and save points follow from it."""
 
@@ -14,6 +27,7 @@ class TrainState(BaseModel):
     """Optimizer steps done."""
     sequences: int = 0
     """Sequences consumed: the position in the data order, whatever the batch size was."""
+    data: DataState = DataState()
     tokens: int = 0
     """Predicted tokens that were trained on (padding excluded)."""
     validation: list[float] = Field(default_factory=list)

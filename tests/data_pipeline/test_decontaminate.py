@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import decontaminate
+from data_pipeline.append import append
 from data_pipeline.build import build
 from data_pipeline.clean import normalise
 from data_pipeline.config import BuildConfig, CleanConfig, DecontaminateConfig, NearDedupConfig, TokenizerConfig
@@ -95,6 +96,8 @@ def test_a_build_drops_and_reports_what_overlaps(tmp_path, texts, settings):
         assert report["overlaps"]["near_duplicate"]["dropped"] == 1
         assert report["overlaps"]["contaminated"]["dropped"] == 0
         hashes = {bytes(row) for name in dataset.split_names for row in dataset.split(name).document_table["hash"]}
+    with pytest.raises(DataError, match="build it again with the new sources"):
+        append(tmp_path / "d", (str(source),), progress=False)
     gone = max((texts[0], near), key=lambda text: document_hash(normalise(text)))
     assert {document_hash(normalise(text)) for text in [*texts, near] if text != gone} == hashes
 
@@ -106,3 +109,13 @@ def test_a_build_that_loses_a_split_says_so(tmp_path, settings, built):
     config = BuildConfig(sources=(str(source),), output=tmp_path / "d", clean=clean, **options)
     with pytest.raises(DataError, match="left no document in the train split"):
         build(config, progress=False)
+
+
+def test_appending_adds_up_reports_with_samples(tmp_path, texts, settings):
+    first = write_jsonl(tmp_path / "a.jsonl", [*texts, "one short", "two short"])
+    second = write_jsonl(tmp_path / "b.jsonl", [texts[0] + " and more", "3 short", "4 short", "5 short", "\x00" * 300])
+    build(BuildConfig(sources=(str(first),), output=tmp_path / "d", **settings), progress=False).close()
+    with append(tmp_path / "d", (str(second),), progress=False) as dataset:
+        report = dataset.index.report
+    assert report["rejected"] == {"too_short": 5 + 1, "not_text": 0}
+    assert len(report["samples"]["too_short"]) == 3

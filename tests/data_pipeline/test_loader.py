@@ -96,10 +96,10 @@ def test_exceptions_surface_at_their_batch_and_stay(dataset, monkeypatch):
     loader = Loader(dataset.split("train"), seq_len=16, global_batch=2, prefetch=3)
     honest = loader.read
 
-    def read(first):
+    def read(first, step):
         if first == 8:
             raise DataError("block 5 is corrupt.")
-        return honest(first)
+        return honest(first, step)
 
     monkeypatch.setattr(loader, "read", read)
     assert [next(loader).first_sequence for _ in range(4)] == [0, 2, 4, 6]

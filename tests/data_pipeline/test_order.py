@@ -101,7 +101,7 @@ def test_only_two_epochs_are_kept():
     order = Order(np.full(10, 10), 4, 1, 0, True)
     for epoch in range(6):
         order.locate(epoch * order.sequences_per_epoch)
-    assert len(order._epochs) == 2
+    assert len(order._stream._epochs) == 2
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,53 @@ def test_impossible_orders_are_refused(blocks, seq_len, lanes, seed):
         Order(np.array(blocks), seq_len, lanes, seed, True)
     with pytest.raises(IndexError):
         Order(np.array([9]), 4, 1, 0, True).locate(-1)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.integers(0, 90), min_size=1, max_size=25).filter(lambda s: sum(s) >= 2),
+    st.integers(1, 6),
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 17)), max_size=4),
+    st.integers(0, 99),
+    st.booleans(),
+)
+def test_a_changed_sequence_length_loses_and_repeats_nothing(blocks, lanes, changes, seed, two_levels):
+    firsts = np.cumsum([0, *(gap for gap, _ in changes)]).tolist()
+    lengths = [7, *(length for _, length in changes)]
+    schedule = list(zip(firsts, lengths, strict=True))
+    order = Order(np.array(blocks), schedule, lanes, seed, True, plain_units=0 if two_levels else 10**6)
+    offsets = np.concatenate([[0], np.cumsum(blocks)])
+    found: dict[int, list] = {}
+    end = firsts[-1] + 3 * lanes * sum(blocks)
+    for k in range(end):
+        assert order.length_at(k) == [length for first, length in schedule if first <= k][-1]
+        inputs, labels = labels_of(order, k, offsets)
+        assert len(inputs) <= order.length_at(k)
+        epoch = order.epoch_of(k)
+        assert epoch >= max(found, default=0)
+        found.setdefault(epoch, []).extend(zip(inputs, labels, strict=True))
+    for epoch in range(order.epoch_of(end)):  # each is complete
+        stream = [offsets[b] + i for b in order.permutation(epoch) for i in range(blocks[b])]
+        assert sorted(found[epoch]) == sorted(pairwise(stream))
+
+
+def test_two_levels_permute_everything_and_differ_by_epoch():
+    order = Order(np.full(5000, 3), 2, 4, 7, True, plain_units=4000)
+    first, second = order.permutation(0), order.permutation(1)
+    assert sorted(first) == sorted(second) == list(range(5000))
+    assert (first != second).mean() > 0.99
+    assert order.locate(0)[0].block == first[0]
+    # neighbours come from all over the dataset
+    assert abs(np.diff(first[:500])).mean() > 1000
+
+
+def test_known_order_of_two_levels():
+    # like test_known_order, for datasets of more than 262,144 blocks
+    order = Order(np.arange(3000) % 5 + 1, 4, 2, seed=42, shuffle=True, plain_units=1000)
+    assert order.permutation(0)[:6].tolist() == [415, 202, 307, 145, 1447, 1354]
+    assert order.permutation(1)[-6:].tolist() == [790, 2137, 1654, 2593, 2119, 397]
+
+
+def test_changes_of_the_sequence_length_rise():
+    with pytest.raises(DataError, match="rising order"):
+        Order(np.array([99]), [(0, 4), (5, 8), (5, 4)], 2, 0, True)

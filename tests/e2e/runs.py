@@ -22,6 +22,25 @@ checkpoint: {every: 4, keep: 2}
 logging: {every: 1, wandb: disabled}
 """
 
+MIXED = """
+model: {{preset: pha-nano, dropout: 0.1}}
+data:
+  mixture:
+    datasets: {{a: {a}, b: {b}}}
+    weights: [{{from_step: 0, weights: {{a: 3, b: 1}}}}, {{from_step: 5, weights: {{a: 1, b: 1}}}}]
+  seq_len: [{{from_step: 0, value: 16}}, {{from_step: 6, value: 32}}]
+optim: {{lr: 3.0e-3, schedule: {{warmup_steps: 3}}}}
+train:
+  steps: 10
+  global_batch: [{{from_step: 0, value: 4}}, {{from_step: 4, value: 8}}]
+  micro_batch: 2
+  threads: 1
+  timeout_s: 120
+eval: {{every: 5, sequences: 8, batch: 4}}
+checkpoint: {{every: 3, keep: 2}}
+logging: {{every: 1, wandb: disabled}}
+"""
+
 
 def write_config(folder: Path, dataset: Path, run: Path, text: str = CONFIG) -> Path:
     """A config file for a tiny run."""

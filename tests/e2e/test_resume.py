@@ -6,9 +6,13 @@ import signal
 
 import pytest
 
+from data_pipeline.build import build
+from data_pipeline.config import BuildConfig, TokenizerConfig
+from pretrain import metrics
 from pretrain.checkpoint import CheckpointStore, newest
 from pretrain.files import sha256
-from tests.e2e.runs import start, training, validation, wait_for, write_config
+from tests.conftest import write_corpus
+from tests.e2e.runs import MIXED, pha, start, training, validation, wait_for, write_config
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +75,49 @@ def test_a_polite_stop_saves_and_asks_to_be_started_again(reference, tiny_datase
     assert list((run / "checkpoints").glob(f"step-{stopped_at:08d}.damaged-1"))
     assert_same(run, reference)
     assert start(run, config).wait() == 0, "a finished run has nothing to do"
+
+
+@pytest.fixture(scope="module")
+def mixed_text(tiny_dataset, tmp_path_factory):
+    """The config of a run on a mixture whose weights, sequence length and batch size all change."""
+    folder = tmp_path_factory.mktemp("second")
+    corpus = write_corpus(folder / "corpus.jsonl", 0, 25)
+    tokenizer = TokenizerConfig(model=tiny_dataset / "tokenizer.model")
+    options = {"tokenizer": tokenizer, "validation_fraction": 0.1, "test_fraction": 0.1}
+    build(BuildConfig(sources=(str(corpus),), output=folder / "dataset", **options), progress=False).close()
+    return MIXED.format(a=tiny_dataset, b=folder / "dataset")
+
+
+def test_a_mixture_with_schedules_is_killed_and_resumed_exactly(mixed_text, tmp_path):
+    runs = {}
+    for name in ("calm", "killed"):
+        folder = tmp_path / name
+        folder.mkdir()
+        run = runs[name] = folder / "run"
+        config = write_config(folder, tmp_path, run, mixed_text)
+        if name == "killed":
+            with start(run, config) as job:
+                wait_for(job, lambda run=run: 8 in training(run))  # beyond all changes; the checkpoint is of step 6
+                job.kill()
+        assert start(run, config).wait() == 0
+    assert_same(runs["killed"], runs["calm"])
+    info = newest(runs["killed"] / "checkpoints").info()
+    assert info.state.sequences == 4 * 4 + 6 * 8
+    state = info.state.data.model_dump_json()
+    assert len(state) < 1024
+    assert state == newest(runs["calm"] / "checkpoints").info().state.data.model_dump_json()
+    records = metrics.read(runs["killed"] / "metrics.jsonl")
+    assert [r["tokens"] for r in metrics.of_kind(records, "train")][:7] == [64] * 4 + [128] * 2 + [256]
+    last = metrics.of_kind(records, "validation")[-1]
+    parts = last["components"]
+    assert last["loss"] == pytest.approx((parts["a"]["loss"] + parts["b"]["loss"]) / 2)
+
+    # Other data is refused, or read from its next epoch by choice.
+    config = runs["killed"].parent / "run.yaml"
+    refused = pha("train", config, "train.steps=11", "data.seed=5")
+    assert refused.returncode == 2
+    assert "data.seed was 0 and is now 5" in refused.stderr
+    assert start(runs["killed"], config, "train.steps=12", "data.seed=5", "data.on_change=next_epoch").wait() == 0
+    changed = newest(runs["killed"] / "checkpoints").info().state
+    assert (changed.step, changed.sequences, changed.data.first_step, changed.data.first_sequence) == (12, 80, 10, 64)
+    assert changed.data.first_epoch > 0

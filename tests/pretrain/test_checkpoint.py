@@ -93,6 +93,14 @@ def test_damage_is_named_skipped_and_kept(store, caplog, damage, words):
     assert save(store, 20).problems() == [], "the step can be written again"
 
 
+def test_a_run_whose_every_checkpoint_is_damaged_does_not_start_anew(store):
+    for step in (10, 20):
+        _flip_a_bit(save(store, step).path)
+    for _ in range(2):  # asking again does not change the answer
+        with pytest.raises(RunError, match=r"Every checkpoint .* is damaged: step-00000020 .*step-00000010"):
+            store.latest()
+
+
 def test_an_attempt_that_died_leaves_nothing_that_counts(store):
     save(store, 10)
     folder = store.begin(20)
