@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from data_pipeline.assemble import report_of
 from data_pipeline.build_plan import Plan, clear, locked, plan_parts, write_atomically
-from data_pipeline.clean import CleaningReport
+from data_pipeline.clean import SAMPLES, CleaningReport
 from data_pipeline.config import BuildConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.encode import encode_exactly
@@ -64,6 +64,12 @@ def _config(dataset: Dataset, sources: Sequence[str]) -> BuildConfig:
             "and merge again."
         )
     settings |= {"sources": list(sources), "output": str(dataset.path), "max_source_bytes": None}
+    clean = settings.get("clean") or {}
+    if clean.get("near_dedup") or clean.get("decontaminate"):
+        raise DataError(
+            f"{dataset.path} was built with near_dedup or decontaminate, which compare all texts with each other: "
+            "build it again with the new sources instead of appending."
+        )
     try:
         return BuildConfig.model_validate(settings)
     except ValidationError as error:
@@ -182,11 +188,13 @@ def _spec_of(setting: str | dict[str, Any]) -> str:
 
 
 def _sum(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Two reports as one: numbers are added, sections are merged."""
+    """Two reports as one: numbers are added, sections are merged, samples kept up to their customary number."""
     total = dict(old)
     for key, value in new.items():
         if isinstance(value, dict):
             total[key] = _sum(total.get(key, {}), value)
         else:
-            total[key] = total.get(key, 0) + value
+            total[key] = total[key] + value if key in total else value
+            if isinstance(value, list):
+                total[key] = total[key][:SAMPLES]
     return total

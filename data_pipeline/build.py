@@ -1,9 +1,10 @@
 """Builds a dataset: text in, tokenizer and shards out, in stages of small tasks that any process can do.
 
 1. Read, normalise, apply the rules and hash each part of the sources (:mod:`data_pipeline.spool`).
-2. Train the tokenizer on the first training documents in hash order, which are a random sample of the corpus.
-3. Drop exact duplicates and encode, by ranges of hashes (:mod:`data_pipeline.encode`).
-4. Lay out blocks and shards, write the shards (:mod:`data_pipeline.layout`) and assemble the dataset.
+2. If asked, find near duplicates and contaminated documents (:mod:`data_pipeline.overlaps`), in one process.
+3. Train the tokenizer on the first training documents in hash order, which are a random sample of the corpus.
+4. Drop duplicates and what stage 2 found, and encode, by ranges of hashes (:mod:`data_pipeline.encode`).
+5. Lay out blocks and shards, write the shards (:mod:`data_pipeline.layout`) and assemble the dataset.
 
 The result is a function of the set of documents and the settings: not of the order of sources, of time, of the number
 of processes, of the machine, or of how often the build was killed on the way (:mod:`data_pipeline.build_plan`).
@@ -33,7 +34,7 @@ from data_pipeline.build_plan import (
 from data_pipeline.build_pool import Pool, Task, WorkerDied
 from data_pipeline.config import BuildConfig
 from data_pipeline.dataset import Dataset
-from data_pipeline.encode import make_tokenizer
+from data_pipeline.encode import check_encoded, make_overlaps, make_tokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.progress import BuildProgress
 from data_pipeline.schema import BUILD_FILE
@@ -171,6 +172,7 @@ class _Build:
         if encode:
             self._tokenizer(totals, ranges)
             self._do("encode", encode, sum(totals.bytes.values()))
+        check_encoded(self.plan, ranges, self._wanted_splits())
         drop_texts(self.plan)
         make_layout(self.plan, self._wanted_splits(), ranges)
         self._do("write shards", shard_tasks(self.plan))
@@ -202,6 +204,10 @@ class _Build:
         return [["encode", n, ranges] for n in range(ranges) if not self.plan.result("encoded", n).exists()]
 
     def _tokenizer(self, totals: SpoolTotals, ranges: int) -> None:
+        clean = self.plan.config.clean
+        if clean.near_dedup is not None or clean.decontaminate is not None:
+            self.progress.say("comparing texts with each other, for near_dedup or decontaminate")
+        make_overlaps(self.plan, ranges)
         expected = min(self.plan.config.tokenizer.sample_bytes, totals.bytes["train"])
         with self.progress.phase("train tokenizer", expected) as advance:
             make_tokenizer(self.plan, ranges, advance)

@@ -7,6 +7,7 @@ since no result depends on who made it or when, the dataset is the same to the b
     .NAME.building/
       plan.json             fingerprint, settings and parts
       spool/00000/          texts of one part, cleaned and hashed (spool.py)
+      overlaps/found/       hashes of near duplicates and contaminated documents (overlaps.py)
       tokenizer/            the model
       encoded/00000/        tokens of one range of hashes, without duplicates (encode.py)
       layout/               where blocks and shards begin and end (assemble.py)
@@ -119,10 +120,12 @@ def fingerprint_of(config: BuildConfig) -> str:
     Raises DataError for a source or tokenizer that cannot be found.
     """
     model = config.tokenizer.model
+    against = config.clean.decontaminate.files if config.clean.decontaminate is not None else ()
     inputs = {
         "processing": [FORMAT_VERSION, PROCESSING_VERSION, sentencepiece.__version__],
         "config": settings_of(config),
         "sources": [describe_source(source) for source in config.canonical_sources()],
+        "decontaminate": [describe_source(spec) for spec in sorted(set(against))],
         "tokenizer": load_tokenizer(model).hash if model is not None else None,
     }
     return canonical_hash(inputs)

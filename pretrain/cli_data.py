@@ -22,6 +22,14 @@ class Packing(enum.StrEnum):
     best_fit = "best_fit"
 
 
+class Preset(enum.StrEnum):
+    """Which rules clean the text, where nothing else is said."""
+
+    none = "none"
+    basic = "basic"
+    web = "web"
+
+
 @data_app.command("build")
 def data_build(
     target: Annotated[Path, typer.Argument(help="A build's .yaml file, or the dataset's directory before sources.")],
@@ -31,6 +39,7 @@ def data_build(
     tokenizer: Annotated[Path | None, typer.Option(help="Use this model, or folder of GPT-2's files, instead.")] = None,
     validation: Annotated[float | None, typer.Option(help="Share of documents for validation.")] = None,
     test: Annotated[float | None, typer.Option(help="Share of documents for the test.")] = None,
+    clean: Annotated[Preset | None, typer.Option(help="Rules that clean the text; single ones in a .yaml.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same for any number.")] = 1,
     part: Annotated[str | None, typer.Option(help="I/N: do only the I-th of N shares, for a job array.")] = None,
     finish: Annotated[bool, typer.Option(help="Put together what --part has left.")] = False,
@@ -47,6 +56,7 @@ def data_build(
         "tokenizer": {"kind": kind, "vocab_size": vocab, "model": tokenizer},
         "validation_fraction": validation,
         "test_fraction": test,
+        "clean": {"preset": clean.value if clean else None},
     }
     config = validated(BuildConfig, build_settings(target, sources or [], options), str(target))
     if part is not None:

@@ -239,6 +239,52 @@ def test_budgets_and_weights_give_the_same_dataset_for_any_workers_and_parts(mak
     assert one.index.config["sources"][:2] == named[:2]
 
 
+@pytest.fixture(scope="module")
+def compared(sources, texts, tmp_path_factory):
+    """Settings with every kind of cleaning, and two more files with near duplicates and text of a benchmark."""
+    folder = tmp_path_factory.mktemp("compared")
+    more = write_jsonl(folder / "more.jsonl", [text + f" One more word {n}." for n, text in enumerate(texts[:60])])
+    asked = write_jsonl(folder / "benchmark.jsonl", [texts[3], texts[99]])
+    return {
+        "sources": [str(sources / "*.jsonl"), str(more)],
+        "clean": {
+            "rules": {"min_words": 20, "curly_braces": True},
+            "pii": ["email", "ip"],
+            "near_dedup": {},
+            "decontaminate": {"files": [str(asked)]},
+        },
+    }
+
+
+def test_near_dedup_and_decontamination_change_no_byte_over_workers_and_stops(tmp_path, make, compared, monkeypatch):
+    report = build(make(tmp_path / "one", **compared), progress=False).index.report
+    assert report["rejected"]["near_duplicate"] >= 30
+    assert report["rejected"]["contaminated"] >= 2
+    build(make(tmp_path / "two", **compared, part_bytes=25_000), progress=False, workers=3)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    for number, stage in enumerate(("find_overlaps", "train_tokenizer")):
+        output = tmp_path / f"stopped{number}"
+
+        def stop(*_, **__):
+            raise _Stopped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"data_pipeline.encode.{stage}", stop)
+            with pytest.raises(_Stopped):
+                build(make(output, **compared), progress=False)
+        found = tmp_path / f".stopped{number}.building" / "overlaps" / "found" / "report.json"
+        assert found.exists() == (stage == "train_tokenizer")
+        build(make(output, **compared), progress=False, workers=2)
+        assert contents(output) == contents(tmp_path / "one")
+
+
+def test_a_changed_benchmark_is_another_build(tmp_path, make, compared, texts):
+    benchmark = Path(compared["clean"]["decontaminate"]["files"][0])
+    before = build_plan.fingerprint_of(make(tmp_path / "d", **compared))
+    write_jsonl(benchmark, [texts[3], texts[99], texts[7]])
+    assert build_plan.fingerprint_of(make(tmp_path / "d", **compared)) != before
+
+
 def test_a_smaller_budget_of_the_source_wins_over_the_general_one(make, sources, tmp_path):
     first, second, *_ = sorted(map(str, sources.glob("*.jsonl")))
     named = [{"spec": first, "max_bytes": 40_000}, {"spec": second, "max_bytes": 90_000}]
