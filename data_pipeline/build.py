@@ -227,7 +227,8 @@ class _Build:
             reasons = ", ".join(f"{rule} {count}" for rule, count in rejected.items()) or "none rejected"
             raise DataError(
                 f"no document is left of the {read} read from {named} ({reasons}): "
-                f"check the sources, or lower min_characters ({config.min_characters}) or raise max_source_bytes."
+                "check the sources and the rules of clean, "
+                f"lower min_characters ({config.min_characters}) or raise max_source_bytes."
             )
         for split in self._wanted_splits():
             if totals.documents[split] == 0:
