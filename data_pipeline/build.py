@@ -21,11 +21,13 @@ from pathlib import Path
 
 from data_pipeline.assemble import assemble, make_layout, shard_tasks
 from data_pipeline.build_plan import (
+    PLAN_FILE,
     Plan,
     clear,
     fingerprint_of,
     locked,
     make_plan,
+    read_plan,
     recorded_plan,
     remove_unfinished,
     work_directory,
@@ -119,6 +121,8 @@ def _check_finished(output: Path, fingerprint: str) -> None:
 def _begin(plan: Plan, progress: BuildProgress, anew: bool) -> None:
     """Make the work directory the plan's: new, continued, or (if `anew`) emptied of another configuration's work."""
     recorded = recorded_plan(plan.directory)
+    if recorded is None and not anew and (plan.directory / PLAN_FILE).exists():
+        read_plan(plan.directory)  # refuses what another version has left: its results are not ours
     if recorded is not None and recorded != plan.fingerprint and not anew:
         raise DataError(
             f"{plan.directory} holds the work of other settings or sources: remove it, or restore what was changed."

@@ -160,6 +160,19 @@ def test_a_job_array_builds_the_same(tmp_path, make, expected):
         build_part(config, 4, 3, progress=False)
 
 
+def test_a_share_refuses_the_work_of_another_version(tmp_path, make, expected):
+    config = make(tmp_path / "d")
+    build_part(config, 1, 3, progress=False)
+    plan = tmp_path / ".d.building" / "plan.json"
+    tree = json.loads(plan.read_text(encoding="utf-8"))
+    tree["parts"] = [[row, "a spec", ["a path"]] for row, _ in tree["parts"]]
+    plan.write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(DataError, match="is no work directory of this version"):
+        build_part(config, 2, 3, progress=False)
+    build(config, progress=False)  # alone, it may begin anew
+    assert contents(tmp_path / "d") == expected
+
+
 def test_changed_settings_start_anew_with_a_sentence(tmp_path, make, expected, monkeypatch, capfd):
     def stop(*_):
         raise _Stopped
