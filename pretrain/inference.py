@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from pretrain.distributed import World
 from pretrain.errors import RunError
 from pretrain.evaluate import Evaluation, accumulate, batches_of, summarise
 from pretrain.rundir import RunDirectory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Trained:
                 top_p=top_p,
                 stop_token=tokenizer.bos_id,
                 generator=generator,
+                vocabulary=tokenizer.vocab_size,
             )
         ids = [token for token in [*start[0, 1:].tolist(), *out[0]] if token != tokenizer.bos_id]
         return tokenizer.decode(ids)
@@ -102,6 +107,8 @@ def load(run: Path, step: int | None = None) -> Trained:
             f"The dataset {corpus.path} has another tokenizer than the one {checkpoint.path} was trained with; "
             "restore the dataset that the run was started on."
         )
+    if corpus.hash != checkpoint.info().dataset_hash:
+        log.warning("%s is not the text that %s was trained on; the figures are of other text.", corpus.path, run)
     model = LanguageModel(config.model).to(device)
     model.load_state_dict(load_file(checkpoint.weights, device=str(device)))
     return Trained(config, checkpoint, corpus, model.eval(), device)
@@ -110,7 +117,10 @@ def load(run: Path, step: int | None = None) -> Trained:
 def save_weights(model: LanguageModel, path: Path) -> None:
     """Writes the model alone as fp32 safetensors; the parameters must be whole (ZeRO 3: gathered)."""
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, path)
+    try:
+        save_file(state, path)
+    except SafetensorError as error:  # its own kind, though what it tells is the disk's
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def _at_step(directory: RunDirectory, step: int) -> Checkpoint:
