@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pretrain.data_plan import combine
 from pretrain.distributed import World
 from pretrain.errors import RunError
 from pretrain.evaluate import Evaluation, accumulate, batches_of, summarise
+from pretrain.files import write_json
 from pretrain.rundir import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -112,6 +114,26 @@ def load(run: Path, step: int | None = None) -> Trained:
     model = LanguageModel(config.model).to(device)
     model.load_state_dict(load_file(checkpoint.weights, device=str(device)))
     return Trained(config, checkpoint, corpus, model.eval(), device)
+
+
+def write_sample(config: RunConfig) -> Path:
+    """Lets the newest checkpoint continue `logging.sample_prompt`, and writes `sample.json`; returns its path.
+
+    A sample of the same checkpoint and prompt is not made again. Raises RunError when there is no checkpoint.
+    """
+    directory, settings = RunDirectory(config.run_dir), config.logging
+    checkpoint = newest(directory.checkpoints)
+    wanted = {"prompt": settings.sample_prompt, "tokens": settings.sample_tokens, "step": checkpoint.step}
+    wanted |= {"temperature": 0.8, "top_p": 0.95, "seed": 0}
+    if directory.sample.is_file():
+        made = json.loads(directory.sample.read_text(encoding="utf-8"))
+        if all(made.get(key) == value for key, value in wanted.items()):
+            return directory.sample
+    text = load(config.run_dir).generate(
+        settings.sample_prompt, settings.sample_tokens, temperature=0.8, top_p=0.95, seed=0
+    )
+    write_json(directory.sample, {**wanted, "continuation": text.removeprefix(settings.sample_prompt)})
+    return directory.sample
 
 
 def save_weights(model: LanguageModel, path: Path) -> None:

@@ -101,7 +101,7 @@ class Wandb:
             resume="allow" if run_id else None,
             dir=folder,
             config=config,
-            mode=mode,
+            mode=mode,  # type: ignore[arg-type]  # what the user set; wandb refuses what it does not know
             settings=wandb.Settings(console="off", init_timeout=30),
         )
         self._run.define_metric("step")
