@@ -15,6 +15,7 @@ import torch
 
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import Loader, read_sequences
+from data_pipeline.stream import Stream
 from model.config import BRANCHES
 from model.flops import flops_per_token
 from pretrain import data_plan, metrics
@@ -112,6 +113,7 @@ class Run:
         self.loggers: list[Logger] = []
         self.metrics: metrics.MetricsFile | None = None
         self.state.data.made_with = data_plan.identity(config, dataset)
+        self._streams: dict[str, Stream] = {}
         self.peak_flops = sum(ranks.sum(peak_flops(self.engine.device)))
 
     def go(self) -> int:
@@ -233,7 +235,7 @@ class Run:
         self.state.restarts += 1
         if self._data_changed(info):
             self.state.data = data_plan.next_epoch(self.config, self.dataset, self.state)
-            log.warning("%s: %s", checkpoint.path.name, "the data changed; going on with the next epoch of its own.")
+            log.warning("The data is not what %s was trained on; going on with its next epoch.", checkpoint.path)
             return
         self.state.data.made_with = data_plan.identity(self.config, self.dataset)
         fingerprint = self._fingerprint()
@@ -261,9 +263,15 @@ class Run:
     def _flops_per_token(self) -> float:
         return flops_per_token(self.config.model, self.config.data.length_at(max(0, self.state.step - 1)))["total"]
 
+    def _stream(self) -> Stream:
+        key = self.state.data.model_dump_json()
+        if key not in self._streams:  # made once: packing counts every document
+            self._streams = {key: data_plan.stream(self.config, self.dataset, self.state.data)}
+        return self._streams[key]
+
     def _loader(self, start_sequence: int, start_step: int) -> Loader:
         return Loader(
-            data_plan.stream(self.config, self.dataset, self.state.data),
+            self._stream(),
             global_batch=self.config.batches,
             rank=self.world.rank,
             world=self.world.size,
