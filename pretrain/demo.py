@@ -82,6 +82,8 @@ class Demo:
 
     def _build(self) -> Dataset:
         self._say("text → clean → split → SentencePiece → WebDataset shards")
+        if (self.data / "index.json").is_file():  # the installed packages may have changed since; the text may not
+            return Dataset.open(self.data)
         sources = self.text or ("installed-docs",)
         build(BuildConfig(sources=sources, output=self.data, tokenizer=TokenizerConfig(vocab_size=4096)))
         return Dataset.open(self.data)
