@@ -33,5 +33,5 @@ format: setup  ## let ruff format and fix the tree
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean:  ## remove the environment, the demo's output and caches
-	rm -rf $(VENV) runs data build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean:  ## remove the environment, the demo's output and caches; other runs and datasets stay
+	rm -rf $(VENV) runs/demo data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,21 +10,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 
 from cluster.errors import ClusterError
 
 GRACE_S = 20.0
-"""How long the ranks may take to leave once one of them has failed."""
+"""How long the ranks may take to leave once one of them has left on request."""
+SETTLE_S = 2.0
+"""How long to wait for the words of the rank that failed first: the others fail because of it, often sooner."""
+STOPPED, PEER_LOST = 75, 76
+"""Exit codes of a rank that stopped on request, and of one that only lost another."""
 
 
 class LocalJob:
     """The processes of one local launch: rank 0 speaks on this terminal, the others into files.
 
-    When a rank fails, the others are told to stop and then killed: they would only wait for it. When this
-    process dies, however it dies, the kernel kills the ranks (Linux).
+    When a rank fails, the others are killed: they would only wait for it. Ranks that leave on request (code 75) are
+    waited for, because they save. When this process dies, however it dies, the kernel kills the ranks (Linux).
     """
 
     def __init__(self, command: Sequence[str], ranks: int, output: Path) -> None:
@@ -49,17 +53,20 @@ class LocalJob:
 
     def poll(self) -> int | None:
         """The job's exit code, or None while it runs. A failed rank ends the others."""
-        codes = [process.poll() for process in self._processes]
+        codes = self._codes()
         if all(code == 0 for code in codes):
             return 0
-        failed = next((rank for rank, code in enumerate(codes) if code not in (None, 0)), None)
-        if failed is None:
+        if all(code in (None, 0) for code in codes):
             return None
-        code = codes[failed]
-        self._end_others()
-        if failed and code not in (-signal.SIGKILL, 75):
-            self._show(failed)
-        return code if code is not None and code > 0 else 128 - (code or 0)
+        if all(code in (None, 0, STOPPED) for code in codes):
+            self._wait_for_stopping()
+        else:
+            self._wait_until(lambda: any(c not in (None, 0, STOPPED, PEER_LOST) for c in self._codes()), SETTLE_S)
+        rank, code = self._first_cause()
+        self.kill()
+        if rank and code not in (-signal.SIGKILL, STOPPED):
+            self._show(rank)
+        return code if code > 0 else 128 - code
 
     def wait(self) -> int:
         """Waits for the job and returns its exit code; a signal to this process is passed on to the ranks."""
@@ -98,15 +105,26 @@ class LocalJob:
             self.kill()
             raise ClusterError(f"Rank {rank} could not be started ({error}).") from None
 
-    def _end_others(self) -> None:
+    def _codes(self) -> list[int | None]:
+        return [process.poll() for process in self._processes]
+
+    def _first_cause(self) -> tuple[int, int]:
+        """The rank that the others follow, and its code: rather one that failed by itself than one that lost it."""
+        failed = [(rank, code) for rank, code in enumerate(self._codes()) if code]
+        order = {STOPPED: 2, PEER_LOST: 1}
+        return min(failed, key=lambda found: (order.get(found[1], 0), found[0]))
+
+    def _wait_for_stopping(self) -> None:
         # A rank that was asked to stop saves first; one that waits for a dead neighbour never will.
-        deadline = time.monotonic() + GRACE_S
-        while time.monotonic() < deadline and any(p.poll() is None for p in self._processes):
-            if all(p.poll() in (None, 0, 75) for p in self._processes):
-                time.sleep(0.1)
-                continue
-            break
-        self.kill()
+        self._wait_until(
+            lambda: None not in self._codes() or any(c not in (None, 0, STOPPED) for c in self._codes()), GRACE_S
+        )
+
+    @staticmethod
+    def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not condition():
+            time.sleep(0.05)
 
     def _show(self, rank: int) -> None:
         tail = self._file(rank).read_text(encoding="utf-8", errors="replace").splitlines()[-5:]

@@ -47,7 +47,12 @@ def read_status(run: Path) -> RunStatus:
         raise ClusterError(f"{run} is not a run directory (no config.yaml in it); give the folder of a run.")
     import yaml
 
-    steps = int(yaml.safe_load(config.read_text(encoding="utf-8"))["train"]["steps"])
+    try:
+        steps = int(yaml.safe_load(config.read_text(encoding="utf-8"))["train"]["steps"])
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
+        raise ClusterError(
+            f"{config} is not a run's config (it has no train.steps); give the folder of a run."
+        ) from None
     last = _last_training_record(run / "metrics.jsonl")
     names = (p.name for p in (run / "checkpoints").glob("step-*"))
     checkpoints = sorted(int(m.group(1)) for name in names if (m := re.fullmatch(r"step-(\d+)", name)))

@@ -261,4 +261,7 @@ def _explain(error: OSError, output: Path) -> DataError:
         )
     if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
         return DataError(f"{output} appeared while it was being built: remove it or choose another output.")
-    return DataError(f"{output} cannot be built ({error}): check the directory and its permissions.")
+    return DataError(
+        f"{output} cannot be built ({error}): check the directory and its permissions, and start again to go on from "
+        f"what is finished in {work}."
+    )

@@ -226,18 +226,20 @@ class RemoteStorage(Storage):
     def _body(self, answer: Answer, skip: int, length: int, rest: int = 0) -> bytes:
         """`length` bytes after `skip`; the `rest` is read and dropped, so that a cut-off answer shows itself."""
         deadline = time.monotonic() + self._policy.transfer_s
-        kept, position, whole = bytearray(), 0, skip + length + rest
+        kept: list[bytes] = []
+        position, whole = 0, skip + length + rest
         while position < whole:
             chunk = answer.read(min(_CHUNK, whole - position))
             if not chunk:
                 raise TransientFault("cut_off", f"the answer ended after {position} of {whole} bytes")
-            kept += chunk[max(0, skip - position) : max(0, skip + length - position)]
+            inside = position >= skip and position + len(chunk) <= skip + length
+            kept.append(chunk if inside else chunk[max(0, skip - position) : max(0, skip + length - position)])
             position += len(chunk)
             if time.monotonic() > deadline:
                 raise TransientFault("timeout", f"the answer was not complete after {self._policy.transfer_s:g} s")
         answer.read(1)  # the end, which gives the connection back
         self._count("bytes", position)
-        return bytes(kept)
+        return b"".join(kept)
 
     def _check_status(self, name: str, answer: Answer) -> None:
         status = answer.status

@@ -7,6 +7,9 @@
     index/train.blocks.npy       where each block lies (:data:`BLOCKS`)
     index/train.documents.npy    where each document lies in its block, and its hash (:data:`DOCUMENTS`)
 
+Appending adds shards and writes both tables anew as ``train.000012.blocks.npy`` (the number of shards before it), so
+that a reader of the old index is not disturbed.
+
 A block is little-endian token ids without a header. Every document starts with the separator (``bos_id``), which so
 also ends the document before it: the label of a document's last token is the next document's separator.
 """

@@ -164,6 +164,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, path: Path) -
             allow_whitespace_only_pieces=True,
             split_digits=True,
             user_defined_symbols=["\n", "\t"],
+            required_chars=_SPACE,  # in text with hardly a space it would not be covered, and not come back
             unk_id=0,
             bos_id=1,
             eos_id=-1,

@@ -37,7 +37,7 @@ class GSSConfig(BaseModel):
         chunk: tokens in a chunk of the parallel scan. It changes speed, and nothing else beyond rounding.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     expansion: float = 2.5
     decay: Literal["none", "real"] = "real"
@@ -82,7 +82,7 @@ class ModelConfig(BaseModel):
         gss: the gated state space branch.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     architecture: Literal["pha"] = "pha"
     vocab_size: int | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -41,8 +43,10 @@ def _check(tokens: Tensor, new: int, temperature: float, top_k: int | None, top_
         )
     if new < 0:
         raise ModelError(f"max_new_tokens is {new}; it must be at least 0.")
-    if temperature < 0:
-        raise ModelError(f"temperature is {temperature}; it must be at least 0 (0 takes the best token).")
+    if not 0 <= temperature < math.inf:
+        raise ModelError(
+            f"temperature is {temperature}; it must be a finite number of at least 0 (0 takes the best token)."
+        )
     if top_k is not None and top_k < 1:
         raise ModelError(f"top_k is {top_k}; it must be at least 1, or None for all tokens.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -74,6 +78,7 @@ def generate(
     top_p: float | None = None,
     stop_token: int | None = None,
     generator: torch.Generator | None = None,
+    vocabulary: int | None = None,
 ) -> list[list[int]]:
     """Continue each prompt. The prompt is read once; every new token then costs one step with the cache.
 
@@ -87,6 +92,7 @@ def generate(
         top_k, top_p: see `filter_logits`; None turns either off.
         stop_token: ends a row; it is not part of the result.
         generator: source of randomness, on the model's device; None is the global one.
+        vocabulary: only ids below this are chosen; for a tokenizer with fewer pieces than the model has rows.
 
     Returns:
         One list of new tokens a row, without the prompt.
@@ -105,7 +111,7 @@ def generate(
         running = torch.ones(tokens.shape[0], dtype=torch.bool, device=tokens.device)
         step = tokens
         while len(chosen) < max_new_tokens:
-            last = model(step, cache=cache)[:, -1]
+            last = model(step, cache=cache)[:, -1, :vocabulary]
             token = _choose(last, temperature, top_k, top_p, generator)
             chosen.append(token)
             if stop_token is not None:

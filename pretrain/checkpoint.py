@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from pretrain.errors import RunError
-from pretrain.files import sha256, sync_directory, write_atomic, write_json
+from pretrain.errors import RunError, RunFailed
+from pretrain.files import sha256, sync, write_atomic, write_json
 from pretrain.state import CheckpointInfo
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,16 @@ class Checkpoint:
         manifest, marker = self.path / MANIFEST, self.path / MARKER
         if not marker.is_file() or not manifest.is_file():
             return ["it was never completed"]
-        if sha256(manifest) != marker.read_text(encoding="utf-8").strip():
-            return [f"{MANIFEST} is not the one that was committed"]
+        try:
+            if sha256(manifest).encode() != marker.read_bytes().strip():
+                return [f"{MANIFEST} is not the one that was committed"]
+            return self._file_problems(json.loads(manifest.read_text(encoding="utf-8")))
+        except OSError as error:
+            return [f"it cannot be read ({error.strerror})"]
+
+    def _file_problems(self, manifest: dict[str, dict[str, int | str]]) -> list[str]:
         found = []
-        for name, entry in json.loads(manifest.read_text(encoding="utf-8")).items():
+        for name, entry in manifest.items():
             file = self.path / name
             if not file.is_file():
                 found.append(f"{name} is missing")
@@ -70,7 +76,7 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """The checkpoints of one run. Only rank 0 calls its methods; the others learn the outcome by agreement."""
+    """The checkpoints of one run. Rank 0 finds, begins and commits; the others learn the outcome by agreement."""
 
     def __init__(self, directory: Path, keep: int) -> None:
         self.directory, self.keep = directory, keep
@@ -96,7 +102,7 @@ class CheckpointStore:
             damaged.append((checkpoint, "; ".join(problems)))
         if damaged:
             named = ", ".join(f"{checkpoint.path.name} ({why})" for checkpoint, why in damaged)
-            raise RunError(
+            raise RunFailed(
                 f"Every checkpoint in {self.directory} is damaged: {named}; restore one from a copy, or remove the "
                 "folder to start the run from nothing."
             )
@@ -126,6 +132,8 @@ class CheckpointStore:
         folder, final = self.pending(step), self.directory / f"step-{step:08d}"
         write_json(folder / STATE, info.model_dump())
         files = sorted(p for p in folder.rglob("*") if p.is_file())
+        for path in [*files, *{p.parent for p in files}]:
+            sync(path)  # before older checkpoints go: after a power cut the bytes must be there, not only the names
         manifest = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
         write_json(folder / MANIFEST, manifest)
         write_atomic(folder / MARKER, sha256(folder / MANIFEST) + "\n")
@@ -133,7 +141,7 @@ class CheckpointStore:
             # A run that went back to an older checkpoint comes by here again; the newer attempt is the true one.
             final.rename(_free_name(final.with_name(final.name + ".superseded")))
         folder.rename(final)
-        sync_directory(self.directory)
+        sync(self.directory)
         self._prune()
         return Checkpoint(final)
 
@@ -158,9 +166,11 @@ def step_of(path: Path) -> int:
 
 def newest(directory: Path) -> Checkpoint:
     """The newest verified checkpoint, for reading only. Raises RunError when there is none."""
-    for checkpoint in reversed(CheckpointStore(directory, keep=1).all()):
-        if not checkpoint.problems():
-            return checkpoint
+    store = CheckpointStore(directory, keep=1)
+    for _ in range(3):  # a run that is training may remove the one we look at, and has then written a newer one
+        for checkpoint in reversed(store.all()):
+            if not checkpoint.problems():
+                return checkpoint
     raise RunError(f"{directory} holds no complete checkpoint; `pha train` writes one every checkpoint.every steps.")
 
 

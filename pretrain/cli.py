@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from model.errors import ModelError
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
-from pretrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FATAL, RunError
+from pretrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FATAL, EXIT_PEER_LOST, RunError
 
 app = typer.Typer(
     name="pha",
@@ -28,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 
+# How the libraries say that a collective failed because a rank is gone.
+COLLECTIVE_FAILED = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
 
@@ -36,7 +38,9 @@ def main() -> None:
     """Runs a command; a problem becomes one sentence on standard error and a non-zero exit code."""
     try:
         app()
-    except (RunError, DataError, ModelError, ClusterError) as error:
+    except RunError as error:
+        _leave(f"error: {error}", error.exit_code)
+    except (DataError, ModelError, ClusterError) as error:
         _leave(f"error: {error}", EXIT_BAD_INPUT)
     except BrokenPipeError:  # `pha ... | head`
         os._exit(EXIT_DONE)
@@ -44,8 +48,10 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         advice = "check the disk's space and permissions, and start again"
         _leave(f"error: {where}{error.strerror or error}; {advice}.", EXIT_BAD_INPUT)
-    except Exception:  # a mistake of ours: the traceback is what is needed to mend it
-        _leave(traceback.format_exc(), EXIT_FATAL)
+    except Exception as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in str(error) for word in COLLECTIVE_FAILED):
+            _leave(f"error: another rank left ({str(error).splitlines()[0]}); its own log tells why.", EXIT_PEER_LOST)
+        _leave(traceback.format_exc(), EXIT_FATAL)  # a mistake of ours: the traceback is what is needed to mend it
 
 
 def _leave(words: str, code: int) -> None:
@@ -63,7 +69,7 @@ def _leave(words: str, code: int) -> None:
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/demo.yaml.")],
     overrides: Overrides = None,
-    ranks: Annotated[int, typer.Option(help="Start so many ranks on this machine.")] = 1,
+    ranks: Annotated[int, typer.Option(min=1, help="Start so many ranks on this machine.")] = 1,
 ) -> None:
     """Train a run, or go on with it: alone, with --ranks, under torchrun or under srun."""
     from pretrain import config_file
@@ -94,8 +100,8 @@ def config(path: Annotated[Path, typer.Argument(help="A YAML file.")], overrides
 @app.command()
 def info(
     preset: Annotated[str, typer.Argument(help="A model preset, for example pha-125m.")],
-    vocab: Annotated[int | None, typer.Option(help="Vocabulary, where the preset leaves it open.")] = None,
-    seq_len: Annotated[int, typer.Option(help="Sequence length for the FLOP count.")] = 1024,
+    vocab: Annotated[int | None, typer.Option(min=2, help="Vocabulary, where the preset leaves it open.")] = None,
+    seq_len: Annotated[int, typer.Option(min=1, help="Sequence length for the FLOP count.")] = 1024,
     as_json: Json = False,
 ) -> None:
     """Show a preset's parameters and training FLOPs by part."""
@@ -133,7 +139,7 @@ def evaluate(
     run: RunArgument,
     split: Annotated[str, typer.Option(help="validation, test or train.")] = "validation",
     step: Annotated[int | None, typer.Option(help="A checkpoint's step; the newest if not given.")] = None,
-    sequences: Annotated[int | None, typer.Option(help="Only the first so many sequences.")] = None,
+    sequences: Annotated[int | None, typer.Option(min=1, help="Only the first so many sequences.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also what a unigram model and xz reach.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -162,11 +168,11 @@ def evaluate(
 def generate(
     run: RunArgument,
     prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "",
-    tokens: Annotated[int, typer.Option(help="At most so many new tokens.")] = 200,
+    tokens: Annotated[int, typer.Option(min=0, max=1_000_000, help="At most so many new tokens.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample among so many; no limit if not given.")] = None,
     top_p: Annotated[float, typer.Option(help="Sample within this probability mass.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
     step: Annotated[int | None, typer.Option(help="A checkpoint's step; the newest if not given.")] = None,
 ) -> None:
     """Let a trained model continue a text."""

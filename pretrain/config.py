@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -20,7 +20,7 @@ from model.config import ModelConfig
 class Section(BaseModel):
     """A frozen part of the tree; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Change(Section):
@@ -133,11 +133,15 @@ class ScheduleConfig(Section):
     """Validations without improvement that are tolerated before the rate is cut (ReduceLROnPlateau)."""
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""The share of the old average that a step keeps."""
+
+
 class OptimConfig(Section):
     """AdamW."""
 
     lr: float = Field(4.5e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.1, ge=0)
     clip: float = Field(1.0, ge=0)
@@ -170,7 +174,7 @@ class TrainConfig(Section):
     """`auto`: bf16 autocast over fp32 weights on GPUs, fp32 on CPUs (where bf16 has no hardware)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     recompute: RecomputeConfig = RecomputeConfig()
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads of one rank; none means its share of the machine's cores."""
     timeout_s: float = Field(1800, gt=0)
     """A collective that takes longer ends the run."""
@@ -213,6 +217,7 @@ class RunConfig(Section):
     """Everything that decides a run; written, complete, to `config.yaml` in its directory."""
 
     run_dir: Path
+    """The run's folder; `~` is this user's home."""
     model: ModelConfig
     data: DataConfig
     optim: OptimConfig = OptimConfig()
@@ -222,6 +227,11 @@ class RunConfig(Section):
     logging: LoggingConfig = LoggingConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further keys for DeepSpeed's own config; a key that this stack sets itself is refused."""
+
+    @field_validator("run_dir")
+    @classmethod
+    def _at_home(cls, value: Path) -> Path:
+        return value.expanduser()
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RunConfig:

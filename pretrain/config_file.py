@@ -59,6 +59,10 @@ def _read(path: Path, depth: int = 0) -> Tree:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise RunError(f"Cannot read the config {path}: {error.strerror}; give the path of a YAML file.") from None
+    except ValueError as error:  # not UTF-8, or a date that is none
+        raise RunError(
+            f"{path} is not a YAML file in UTF-8 ({error}); mend it, or put quotes around the value."
+        ) from None
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f" line {where.line + 1}" if where else ""
@@ -90,7 +94,7 @@ def _set(tree: Tree, override: str) -> None:
         raise RunError(f"The override '{override}' must look like key.sub=value.")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise RunError(f"The value in '{override}' is not valid YAML; put quotes around it.") from None
     *parents, last = key.split(".")
     node = tree

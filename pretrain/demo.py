@@ -22,7 +22,7 @@ from pretrain.baselines import measure
 from pretrain.config import RunConfig
 from pretrain.errors import RunError
 from pretrain.files import write_json
-from pretrain.inference import Trained, load
+from pretrain.inference import Trained, load, write_sample
 from pretrain.report import write_report
 from pretrain.rundir import RunDirectory
 
@@ -57,6 +57,10 @@ class Demo:
         self.directory, self.data, self.text, self.launch = RunDirectory(run), data, text, launch
         self.overrides = (f"run_dir={run}", f"data.path={data}", *overrides)
         self.config: RunConfig = config_file.load(CONFIG, self.overrides)
+        for key in ("run_dir", "data.path"):
+            if any(override.startswith(f"{key}=") for override in overrides):
+                raise RunError(f"The demo takes its folders by --run and --data, not by {key}=.")
+        self.kill_step = self._kill_step()
         self.console = Console(stderr=True, highlight=False)
 
     def go(self) -> None:
@@ -69,7 +73,7 @@ class Demo:
         identical = self._compare_tellings()
         trained = load(self.directory.path)
         evaluation = self._evaluate(trained)
-        self._sample(trained)
+        write_sample(self.config)
         page = write_report(self.directory.path)
         self._summary(evaluation, baselines, identical, page, time.monotonic() - started)
 
@@ -78,6 +82,8 @@ class Demo:
 
     def _build(self) -> Dataset:
         self._say("text → clean → split → SentencePiece → WebDataset shards")
+        if (self.data / "index.json").is_file():  # the installed packages may have changed since; the text may not
+            return Dataset.open(self.data)
         sources = self.text or ("installed-docs",)
         build(BuildConfig(sources=sources, output=self.data, tokenizer=TokenizerConfig(vocab_size=4096)))
         return Dataset.open(self.data)
@@ -108,18 +114,27 @@ class Demo:
 
     def _train_until_killed(self) -> int:
         """Trains to a step half way that is well past a checkpoint, then kills every rank without warning."""
-        every, log_every = self.config.checkpoint.every, self.config.logging.every
-        half = self.config.train.steps // 2
-        target = max(every, half - half % every) + max(log_every, every // 3)
-        self._say(f"training on {RANKS} ranks; at step {target} it will be killed without warning")
+        self._say(f"training on {RANKS} ranks; at step {self.kill_step} it will be killed without warning")
         job = self._start()
-        while self._last_step() < target:
+        while self._last_step() < self.kill_step:
             code = job.poll()
             if code is not None:
                 raise RunError(f"Training ended with exit code {code} before the kill; see {self.directory.logs}.")
             time.sleep(0.05)
         job.kill()
         return self._last_step()
+
+    def _kill_step(self) -> int:
+        """A logged step after a checkpoint and well before the end. Raises RunError if there is none."""
+        steps, every = self.config.train.steps, self.config.checkpoint.every
+        half = steps // 2
+        step = max(every, half - half % every) + max(self.config.logging.every, every // 3)
+        if step + self.config.logging.every >= steps:
+            raise RunError(
+                f"The demo kills its training at step {step}, which {steps} steps do not leave room for; set "
+                "train.steps higher, or checkpoint.every and logging.every lower."
+            )
+        return step
 
     def _start(self) -> Job:
         command = [sys.executable, "-m", "pretrain.cli", "train", str(CONFIG), *self.overrides]
@@ -146,20 +161,6 @@ class Demo:
         write_json(self.directory.path / "evaluation.json", results)
         return results
 
-    def _sample(self, trained: Trained) -> None:
-        settings = self.config.logging
-        options = {"temperature": 0.8, "top_p": 0.95, "seed": 0}
-        text = trained.generate(settings.sample_prompt, settings.sample_tokens, **options)  # type: ignore[arg-type]
-        write_json(
-            self.directory.sample,
-            {
-                **options,
-                "step": trained.checkpoint.step,
-                "prompt": settings.sample_prompt,
-                "continuation": text.removeprefix(settings.sample_prompt),
-            },
-        )
-
     def _summary(
         self,
         evaluation: dict[str, Any],
@@ -181,7 +182,9 @@ class Demo:
         sample = json.loads(self.directory.sample.read_text(encoding="utf-8"))
         self.console.print(f"{sample['prompt']}{sample['continuation']}", style="italic", markup=False)
         self._say(f"report: {page} ({seconds:.0f} s)")
-        if pairs and same != pairs:
+        if not pairs:
+            raise RunError("No step was trained twice, so the resume was not compared; remove the run and start again.")
+        if same != pairs:
             raise RunError(f"The resumed run differs from the killed one in {pairs - same} of {pairs} steps.")
         if validation["bits_per_byte"] >= baselines["unigram"]:
             self._say("the model does not beat the unigram model yet; train longer (train.steps=...)")

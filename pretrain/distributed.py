@@ -7,17 +7,18 @@ so that no rank goes on alone and no accelerator is made to wait.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-from pretrain.errors import RunError
+from pretrain.errors import PeerLost, RunError
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,14 @@ def discover(env: Mapping[str, str]) -> World:
         missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in env]
         if missing:
             raise RunError(f"The launcher set RANK or WORLD_SIZE but not {', '.join(missing)}; set all four or none.")
-        size = int(env["WORLD_SIZE"])
-        return World(int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), size, int(env.get("LOCAL_WORLD_SIZE", size)))
+        try:
+            size = int(env["WORLD_SIZE"])
+            local_size = int(env.get("LOCAL_WORLD_SIZE", size))
+            return World(int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), size, local_size)
+        except ValueError as error:
+            raise RunError(
+                f"RANK, WORLD_SIZE and LOCAL_RANK must be whole numbers ({error}); mend or unset them."
+            ) from None
     if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         # SLURM_STEP_TASKS_PER_NODE reads like "4(x2),3"; the first figure is good for sharing a node's cores.
         per_node = re.match(r"\d+", env.get("SLURM_STEP_TASKS_PER_NODE", "1"))
@@ -82,6 +89,20 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@contextlib.contextmanager
+def _naming_the_lost() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise PeerLost(peer_lost_words(error)) from error
+
+
+def peer_lost_words(error: Exception) -> str:
+    """What to say when a collective failed: not this rank's fault."""
+    reason = str(error).strip().splitlines()
+    return f"Another rank left ({reason[0] if reason else type(error).__name__}); its own log tells why."
 
 
 class Ranks:
@@ -129,7 +150,8 @@ class Ranks:
         """Rank 0's integer, on every rank."""
         tensor = torch.tensor([value], dtype=torch.int64)
         if self.world.size > 1:
-            dist.broadcast(tensor, src=0, group=self.group)
+            with _naming_the_lost():
+                dist.broadcast(tensor, src=0, group=self.group)
         return int(tensor.item())
 
     def barrier(self) -> None:
@@ -143,6 +165,7 @@ class Ranks:
     def _reduce(self, values: tuple[float, ...] | list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
         tensor = torch.tensor(list(values), dtype=torch.float64)
         if self.world.size > 1:
-            dist.all_reduce(tensor, op=op, group=self.group)
+            with _naming_the_lost():
+                dist.all_reduce(tensor, op=op, group=self.group)
         result: list[float] = tensor.tolist()
         return result

@@ -60,15 +60,25 @@ class Engine:
         model = LanguageModel(config.model).to(self.device)
         self.parameter_count = sum(p.numel() for p in model.parameters())
         groups = parameter_groups(model, config.optim)
+        optim = config.optim
+        self._groups = [
+            {"weight_decay": group["weight_decay"], "betas": optim.betas, "eps": optim.eps} for group in groups
+        ]
         settings = deepspeed_config(
             config, ranks.world.size, bf16=uses_bf16(config, self.device), device=self.device.type
         )
-        self._engine, self._optimizer, *_ = self._deepspeed.initialize(
-            model=model,
-            optimizer=self._adamw(groups),
-            config=settings,
-            dist_init_required=False,
-        )
+        try:
+            self._engine, self._optimizer, *_ = self._deepspeed.initialize(
+                model=model,
+                optimizer=self._adamw(groups),
+                config=settings,
+                dist_init_required=False,
+            )
+        except (ValueError, AssertionError, RuntimeError) as error:
+            if not config.deepspeed:
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise RunError(f"DeepSpeed refuses the keys under deepspeed: ({reason}); mend or remove them.") from error
         self._norm = float("nan")
         if config.train.zero_stage == 0:
             self._optimizer.register_step_pre_hook(self._clip)
@@ -147,6 +157,9 @@ class Engine:
             ) from error
         if path is None:
             raise RunError(f"DeepSpeed found nothing to load in {directory}.")
+        # What was loaded brings its old settings along; the config's are the ones that count.
+        for group, settings in zip(self._engine.optimizer.param_groups, self._groups, strict=True):
+            group.update(settings)
 
     def _adamw(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         optim = self.config.optim

@@ -14,5 +14,23 @@ EXIT_REQUEUE: Final = 75
 """The run stopped on request, after a checkpoint; start it again and it continues (BSD's EX_TEMPFAIL)."""
 
 
+EXIT_PEER_LOST: Final = 76
+"""This rank left only because another one had; that one's words tell why."""
+
+
 class RunError(Exception):
     """A problem whose message is one sentence for the user: the thing, the rule and the fix."""
+
+    exit_code: int = EXIT_BAD_INPUT
+
+
+class RunFailed(RunError):
+    """The run, rather than what the user typed, is in trouble: a disk, a checkpoint, the loss."""
+
+    exit_code = EXIT_FATAL
+
+
+class PeerLost(RunError):
+    """Another rank left in the middle of a collective."""
+
+    exit_code = EXIT_PEER_LOST

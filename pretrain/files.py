@@ -24,8 +24,8 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-def sync_directory(path: Path) -> None:
-    """Makes renames inside a directory durable."""
+def sync(path: Path) -> None:
+    """Makes a file's bytes, or the renames inside a directory, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -24,13 +25,17 @@ class Heartbeat:
         if phase == self._phase and now - self._last < 1.0:
             return
         self._phase, self._last = phase, now
+        with contextlib.suppress(OSError):  # a full disk: those who watch see the beat stop; the run must not
+            self._write(step, now)
+
+    def _write(self, step: int, now: float) -> None:
         write_json(
             self._path,
             {
                 "rank": self._rank,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
-                "phase": phase,
+                "phase": self._phase,
                 "step": step,
                 "time": now,
             },

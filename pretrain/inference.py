@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,7 +24,10 @@ from pretrain.data_plan import combine
 from pretrain.distributed import World
 from pretrain.errors import RunError
 from pretrain.evaluate import Evaluation, accumulate, batches_of, summarise
+from pretrain.files import write_json
 from pretrain.rundir import RunDirectory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Trained:
                 top_p=top_p,
                 stop_token=tokenizer.bos_id,
                 generator=generator,
+                vocabulary=tokenizer.vocab_size,
             )
         ids = [token for token in [*start[0, 1:].tolist(), *out[0]] if token != tokenizer.bos_id]
         return tokenizer.decode(ids)
@@ -102,15 +109,40 @@ def load(run: Path, step: int | None = None) -> Trained:
             f"The dataset {corpus.path} has another tokenizer than the one {checkpoint.path} was trained with; "
             "restore the dataset that the run was started on."
         )
+    if corpus.hash != checkpoint.info().dataset_hash:
+        log.warning("%s is not the text that %s was trained on; the figures are of other text.", corpus.path, run)
     model = LanguageModel(config.model).to(device)
     model.load_state_dict(load_file(checkpoint.weights, device=str(device)))
     return Trained(config, checkpoint, corpus, model.eval(), device)
 
 
+def write_sample(config: RunConfig) -> Path:
+    """Lets the newest checkpoint continue `logging.sample_prompt`, and writes `sample.json`; returns its path.
+
+    A sample of the same checkpoint and prompt is not made again. Raises RunError when there is no checkpoint.
+    """
+    directory, settings = RunDirectory(config.run_dir), config.logging
+    checkpoint = newest(directory.checkpoints)
+    wanted = {"prompt": settings.sample_prompt, "tokens": settings.sample_tokens, "step": checkpoint.step}
+    wanted |= {"temperature": 0.8, "top_p": 0.95, "seed": 0}
+    if directory.sample.is_file():
+        made = json.loads(directory.sample.read_text(encoding="utf-8"))
+        if all(made.get(key) == value for key, value in wanted.items()):
+            return directory.sample
+    text = load(config.run_dir).generate(
+        settings.sample_prompt, settings.sample_tokens, temperature=0.8, top_p=0.95, seed=0
+    )
+    write_json(directory.sample, {**wanted, "continuation": text.removeprefix(settings.sample_prompt)})
+    return directory.sample
+
+
 def save_weights(model: LanguageModel, path: Path) -> None:
     """Writes the model alone as fp32 safetensors; the parameters must be whole (ZeRO 3: gathered)."""
     state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(state, path)
+    try:
+        save_file(state, path)
+    except SafetensorError as error:  # its own kind, though what it tells is the disk's
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def _at_step(directory: RunDirectory, step: int) -> Checkpoint:

@@ -93,6 +93,7 @@ class Wandb:
         import wandb
 
         online = settings.wandb == "auto" and bool(os.environ.get("WANDB_API_KEY"))
+        mode = os.environ.get("WANDB_MODE") or ("online" if online else "offline")
         self._run = wandb.init(
             project=settings.project,
             name=name,
@@ -100,8 +101,8 @@ class Wandb:
             resume="allow" if run_id else None,
             dir=folder,
             config=config,
-            mode="online" if online else "offline",
-            settings=wandb.Settings(console="off", x_disable_stats=False),
+            mode=mode,  # type: ignore[arg-type]  # what the user set; wandb refuses what it does not know
+            settings=wandb.Settings(console="off", init_timeout=30),
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

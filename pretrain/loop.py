@@ -13,7 +13,7 @@ from data_pipeline.loader import Batch, Loader
 from pretrain.config import RunConfig
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine
-from pretrain.errors import RunError
+from pretrain.errors import RunFailed
 from pretrain.evaluate import count_labels, to_device
 from pretrain.metrics import Throughput
 from pretrain.schedule import learning_rate
@@ -74,11 +74,11 @@ class Trainer:
         self.throughput = Throughput()
 
     def run(self) -> Outcome:
-        """Trains until the last step, or until a rank is asked to stop (then it has saved)."""
+        """Trains to the last step, validates and saves; or saves and returns early when a rank is asked to stop."""
         state, last_step = self.state, self.config.train.steps
         while state.step < last_step:
             stop = False
-            if self._validation_due():  # only after a stop that cut the last validation short
+            if self._validation_due():  # after a stop that cut the last validation short
                 stop = not self.hooks.validate()
             if not stop:
                 result = self._step()
@@ -114,8 +114,8 @@ class Trainer:
 
         (total,) = self.ranks.sum(loss_sum)
         loss = total / max(tokens, 1.0)
-        if not math.isfinite(loss) or math.isnan(norm):
-            raise RunError(
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise RunFailed(
                 f"The loss of step {state.step + 1} is {loss} (gradient norm {norm}), which no step can mend; the last "
                 "checkpoint is untouched: lower optim.lr or set optim.clip, and start the run again."
             )

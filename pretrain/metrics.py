@@ -63,7 +63,7 @@ class MetricsFile:
 class Throughput:
     """Tokens per second and the share of time spent waiting for data, since the last reading.
 
-    Only time inside `working` counts: validation and checkpoints are not training.
+    Only time between `start` and `stop` counts: validation and checkpoints are not training.
     """
 
     def __init__(self) -> None:

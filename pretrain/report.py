@@ -63,6 +63,7 @@ def write_report(run: Path) -> Path:
 
 def _template() -> Any:
     environment = Environment(loader=PackageLoader("pretrain"), autoescape=select_autoescape(default=True))
+    environment.filters["number"] = _number
     return environment.get_template("report.html.jinja")
 
 
@@ -89,11 +90,16 @@ def _summary(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
         rows += [
             (
                 "Validation perplexity",
-                f"{final['perplexity']:.2f} per token, {final['word_perplexity']:,.1f} per word",
+                f"{_number(final['perplexity'])} per token, {_number(final['word_perplexity'])} per word",
             ),
-            ("Validation bits per byte", f"{final['bits_per_byte']:.4f}"),
+            ("Validation bits per byte", _number(final["bits_per_byte"], 4)),
         ]
     return rows + [(f"{name}, same text", f"{value:.4f} bits per byte") for name, value in baselines.items()]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    """A figure for people; what was infinite or not a number is null in the records."""
+    return "not finite" if value is None else f"{value:,.{digits}f}"
 
 
 def _figures(records: list[Record], baselines: dict[str, float]) -> list[tuple[str, Markup]]:

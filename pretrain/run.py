@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import math
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 
 from data_pipeline.corpus import Corpus
-from data_pipeline.dataset import Dataset
-from data_pipeline.loader import Loader
+from data_pipeline.loader import Loader, read_sequences
+from data_pipeline.stream import Stream
 from model.config import BRANCHES
 from model.flops import flops_per_token
 from pretrain import data_plan, metrics
@@ -24,11 +25,11 @@ from pretrain.data import open_corpus
 from pretrain.deepspeed_config import batch_split
 from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
-from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError
+from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError, RunFailed
 from pretrain.evaluate import accumulate, batches_of, count_labels, summarise, to_device
 from pretrain.hardware import peak_flops, usable_cores
 from pretrain.heartbeat import Heartbeat
-from pretrain.inference import save_weights
+from pretrain.inference import save_weights, write_sample
 from pretrain.loggers import Logger, Terminal, open_wandb, setup_logging
 from pretrain.loop import Outcome, StepResult, Trainer
 from pretrain.rundir import RunDirectory, config_hash
@@ -46,23 +47,30 @@ def train(config: RunConfig) -> int:
     world = discover(os.environ)
     torch.set_num_threads(config.train.threads or max(1, usable_cores() // world.local_size))
     directory = RunDirectory(config.run_dir)
-    if world.is_main:
-        directory.create()
+    batch_split(config, world.size)
     dataset = open_corpus(config.data)
-    config = resolve(config, dataset)
-    with StopFlag() as stop:
+    config = resolve(config, dataset, directory.lanes())
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopFlag())
+        if world.is_main:
+            directory.create()
+            stack.enter_context(directory.locked())
+            directory.check(config)
         ranks = Ranks(world, config.train.timeout_s)
         ranks.barrier()  # the directory is there
         setup_logging(directory.logs, world.rank)
-        if world.is_main:
-            directory.freeze(config)
         code = Run(config, directory, dataset, ranks, stop).go()
         ranks.close()
+    if code == EXIT_DONE and world.is_main:
+        write_sample(config)
     return code
 
 
-def resolve(config: RunConfig, dataset: Corpus | Dataset) -> RunConfig:
-    """The config with what only the dataset knows: vocabulary and lanes. Raises RunError if they clash."""
+def resolve(config: RunConfig, dataset: Corpus, lanes: int | None = None) -> RunConfig:
+    """The config with the dataset's vocabulary and the lanes: those given, of the run's first start, or by the batch.
+
+    Raises RunError if vocabulary or schedule do not fit the dataset.
+    """
     vocab = config.model.vocab_size or dataset.vocab_size
     if vocab < dataset.vocab_size:
         raise RunError(
@@ -77,7 +85,7 @@ def resolve(config: RunConfig, dataset: Corpus | Dataset) -> RunConfig:
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"vocab_size": vocab}),
-            "data": config.data.model_copy(update={"lanes": config.lanes}),
+            "data": config.data.model_copy(update={"lanes": config.data.lanes or lanes or config.lanes}),
         }
     )
 
@@ -105,11 +113,14 @@ class Run:
         self.loggers: list[Logger] = []
         self.metrics: metrics.MetricsFile | None = None
         self.state.data.made_with = data_plan.identity(config, dataset)
+        self._streams: dict[str, Stream] = {}
         self.peak_flops = sum(ranks.sum(peak_flops(self.engine.device)))
 
     def go(self) -> int:
         """Resumes if there is something to resume, and trains. Returns the exit code."""
         self._resume()
+        if self.world.is_main:
+            self.directory.write(self.config)  # not before it is known that the run can go on with it
         loader = self._loader(self.state.sequences, self.state.step)
         self._open_logs()
         try:
@@ -188,9 +199,14 @@ class Run:
         step = self.state.step
         self.heartbeat.beat("save", step)
         fingerprint = self._fingerprint()
+        if not math.isfinite(fingerprint):
+            raise RunFailed(
+                f"The weights of step {step} give a loss of {fingerprint}: they are not saved, and the last checkpoint "
+                "stays as it is; lower optim.lr or set optim.clip, and start the run again."
+            )
         problem = self._begin_checkpoint(step) if self.world.is_main else ""
         if not self.ranks.all_true(not problem):
-            raise RunError(problem or f"Rank 0 could not begin the checkpoint of step {step}; its log says why.")
+            raise RunFailed(problem or f"Rank 0 could not begin the checkpoint of step {step}; its log says why.")
         try:
             self.engine.save(self.store.pending(step))
             with self.engine.gathered():
@@ -201,7 +217,7 @@ class Run:
                 self.store.commit(step, self._info(fingerprint))
         except (OSError, RuntimeError) as error:
             self.store.abandon(step)
-            raise RunError(self._save_problem(step, error)) from error
+            raise RunFailed(self._save_problem(step, error)) from error
         self.ranks.barrier()
 
     # --- start ------------------------------------------------------------------------------------------
@@ -219,13 +235,13 @@ class Run:
         self.state.restarts += 1
         if self._data_changed(info):
             self.state.data = data_plan.next_epoch(self.config, self.dataset, self.state)
-            log.warning("%s: %s", checkpoint.path.name, "the data changed; going on with the next epoch of its own.")
+            log.warning("The data is not what %s was trained on; going on with its next epoch.", checkpoint.path)
             return
         self.state.data.made_with = data_plan.identity(self.config, self.dataset)
         fingerprint = self._fingerprint()
         tolerance = 1e-2 if uses_bf16(self.config, self.engine.device) else 1e-5
         if not math.isclose(fingerprint, info.fingerprint, rel_tol=tolerance):
-            raise RunError(
+            raise RunFailed(
                 f"The weights loaded from {checkpoint.path} give a loss of {fingerprint:.6f} on the fixed batch "
                 f"instead of {info.fingerprint:.6f}: they are not the weights that were saved. "
                 "Remove that checkpoint, and the run continues from the one before."
@@ -247,9 +263,15 @@ class Run:
     def _flops_per_token(self) -> float:
         return flops_per_token(self.config.model, self.config.data.length_at(max(0, self.state.step - 1)))["total"]
 
+    def _stream(self) -> Stream:
+        key = self.state.data.model_dump_json()
+        if key not in self._streams:  # made once: packing counts every document
+            self._streams = {key: data_plan.stream(self.config, self.dataset, self.state.data)}
+        return self._streams[key]
+
     def _loader(self, start_sequence: int, start_step: int) -> Loader:
         return Loader(
-            data_plan.stream(self.config, self.dataset, self.state.data),
+            self._stream(),
             global_batch=self.config.batches,
             rank=self.world.rank,
             world=self.world.size,
@@ -313,10 +335,8 @@ class Run:
     def _fingerprint(self) -> float:
         """Mean loss on the first sequences of this data order, one a rank: the same batch at any time."""
         first = self.state.data
-        loader = self._loader(first.first_sequence, first.first_step)
-        batch = loader.read(first.first_sequence)
-        loader.close()
-        one = type(batch)(batch.tokens[:1], batch.labels[:1], batch.documents[:1], batch.first_sequence)
+        stream = data_plan.stream(self.config, self.dataset, first)
+        one = read_sequences(stream, [first.first_sequence + self.world.rank], first.first_sequence)
         with self.engine.evaluating():
             nats = float(self.engine.loss_sum(*to_device(one, self.engine.device)))
         total, tokens = self.ranks.sum(nats, count_labels(one))

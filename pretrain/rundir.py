@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,11 +77,33 @@ class RunDirectory:
                 "give this user the right to write there, or set run_dir to another place."
             ) from None
 
-    def freeze(self, config: RunConfig) -> None:
-        """Writes the config at the first start; later it checks that nothing that must not change has.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, this process is the only one that runs this run (on file systems with flock).
 
-        Raises RunError that names the changed key.
+        Raises RunError when another process does: two would overwrite each other's record and checkpoints. The
+        kernel releases the lock when a process dies, however it dies.
         """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(
+                    f"Another process is training the run {self.path}; wait until it has ended, or start a new run "
+                    "with another run_dir."
+                ) from None
+            yield
+
+    def lanes(self) -> int | None:
+        """The lanes that the run was started with; None before its first start."""
+        return self.read_config().data.lanes if self.config.is_file() else None
+
+    def write(self, config: RunConfig) -> None:
+        """Records the config that the run goes on with."""
+        write_atomic(self.config, config_file.dump(config))
+
+    def check(self, config: RunConfig) -> None:
+        """Raises RunError that names a setting which must not change after the first start, and has."""
         if self.config.exists():
             # Read with today's defaults: a run may be older than a setting.
             old = json.loads(self.read_config().model_dump_json())
@@ -91,7 +116,6 @@ class RunDirectory:
                         f"The run {self.path} was started with other settings: {changed}; "
                         "restore the value, or start a new run with another run_dir."
                     )
-        write_atomic(self.config, config_file.dump(config))
 
     def read_config(self) -> RunConfig:
         """The run's resolved config. Raises RunError when this is no run directory."""

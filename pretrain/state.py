@@ -27,7 +27,7 @@ class TrainState(BaseModel):
     """Optimizer steps done."""
     sequences: int = 0
     """Sequences consumed: the position in the data order, whatever the batch size was."""
-    data: DataState = DataState()
+    data: DataState = Field(default_factory=DataState)
     tokens: int = 0
     """Predicted tokens that were trained on (padding excluded)."""
     validation: list[float] = Field(default_factory=list)

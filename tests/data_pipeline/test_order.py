@@ -162,3 +162,13 @@ def test_known_order_of_two_levels():
 def test_changes_of_the_sequence_length_rise():
     with pytest.raises(DataError, match="rising order"):
         Order(np.array([99]), [(0, 4), (5, 8), (5, 4)], 2, 0, True)
+
+
+def test_a_trillion_tokens_are_found_at_once_in_any_epoch():
+    order = Order(np.full(15_300_000, 65_536), 2048, 512, 0, True)
+    times = []
+    for k in (0, 10**9, 10**15):  # each in an epoch that has not been touched
+        started = time.perf_counter()
+        assert order.locate(k)
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.05

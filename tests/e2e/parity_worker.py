@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.dataset import Dataset
+from data_pipeline.corpus import Corpus
 from data_pipeline.loader import Loader
 from pretrain import config_file
 from pretrain.deepspeed_config import batch_split
@@ -41,7 +41,7 @@ def train(config, dataset, ranks) -> list[tuple[float, float]]:
     recorder, state = Recorder(), TrainState()
     engine = Engine(config, ranks)
     loader = Loader(
-        dataset.split("train"),
+        dataset.splits("train")["data"],
         seq_len=config.data.seq_len,
         global_batch=config.train.global_batch,
         lanes=config.data.lanes,
@@ -61,7 +61,7 @@ def main(config_path: str, output: str, *settings: str) -> None:
     results = {}
     for overrides in settings:
         config = config_file.load(Path(config_path), overrides.split())
-        dataset = Dataset.open(config.data.path)
+        dataset = Corpus.open(config.data.paths)
         results[overrides] = train(resolve(config, dataset), dataset, ranks)
     if ranks.world.is_main:
         Path(output).write_text(json.dumps(results))

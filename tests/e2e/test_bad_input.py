@@ -132,7 +132,9 @@ def test_a_full_disk_leaves_no_half_dataset(tmp_path):
     corpus = write_corpus(tmp_path / "corpus.jsonl")
     result = pha("data", "build", tmp_path / "d", corpus, "--vocab", 512, preexec_fn=small_files_only)
     fails_with(result)
-    assert [p.name for p in tmp_path.iterdir()] == ["corpus.jsonl"]
+    assert not (tmp_path / "d").exists()
+    assert pha("data", "build", tmp_path / "d", corpus, "--vocab", 512).returncode == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["corpus.jsonl", "d"]
 
 
 def obey_permissions():

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import config_file
+from pretrain.config import DataConfig
 from pretrain.errors import RunError
 
 MINIMAL = "model: {preset: pha-nano}\ndata: {path: data/x}\n"
@@ -92,3 +93,10 @@ def test_a_missing_file_is_named(tmp_path):
 def test_every_shipped_config_is_valid(path):
     config = config_file.load(path)
     assert config.train.steps > 0
+
+
+@pytest.mark.parametrize("given", ["data/x", "s3://bucket/corpus", "https://host/corpus", "file:///data/x"])
+def test_the_dataset_is_a_path_or_a_url_that_survives_the_file(given):
+    data = DataConfig(path=given)
+    assert data.path == (given if "://" in given else Path(given))
+    assert DataConfig.model_validate(data.model_dump(mode="json")) == data

@@ -16,7 +16,7 @@ def run(tmp_path):
     directory = RunDirectory(tmp_path / "a <b> run")
     directory.create()
     tree = {"run_dir": str(directory.path), "model": {"preset": "pha-nano"}, "data": {"path": "d"}}
-    directory.freeze(config_file.parse(tree, "test"))
+    directory.write(config_file.parse(tree, "test"))
     return directory
 
 

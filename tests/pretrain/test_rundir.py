@@ -23,10 +23,12 @@ def directory(tmp_path):
 
 def test_the_resolved_config_is_frozen_and_read_back(directory):
     config = run(directory.path)
-    directory.freeze(config)
+    directory.check(config)
+    directory.write(config)
     assert directory.read_config() == config
     longer = run(directory.path, train={"steps": 5000})
-    directory.freeze(longer)
+    directory.check(longer)
+    directory.write(longer)
     assert directory.read_config().train.steps == 5000
 
 
@@ -39,9 +41,9 @@ def test_the_resolved_config_is_frozen_and_read_back(directory):
     ],
 )
 def test_what_must_not_change_is_named(directory, change, words):
-    directory.freeze(run(directory.path))
+    directory.write(run(directory.path))
     with pytest.raises(RunError, match=words):
-        directory.freeze(run(directory.path, **change))
+        directory.check(run(directory.path, **change))
 
 
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
@@ -78,3 +80,11 @@ def test_the_hash_follows_what_decides_the_weights(tmp_path):
     base = config_hash(run(tmp_path))
     assert base == config_hash(run(tmp_path / "elsewhere", logging={"every": 3}))
     assert base != config_hash(run(tmp_path, train={"seed": 9}))
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(directory):
+    refused = pytest.raises(RunError, match="Another process is training the run")
+    with directory.locked(), refused, directory.locked():
+        pass
+    with directory.locked():
+        pass

@@ -1,0 +1,111 @@
+"""Each guard of a run, shown to bite: what is refused leaves everything as it was, and the cause is what is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+
+from pretrain.checkpoint import MANIFEST, MARKER, newest
+from pretrain.files import sha256
+from tests.conftest import write_corpus
+from tests.e2e.runs import pha, start, training, wait_for, write_config
+from tests.e2e.test_bad_input import ALONE, fails_with
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_dataset, tmp_path_factory):
+    """A short finished run on one rank."""
+    folder = tmp_path_factory.mktemp("guards")
+    config = write_config(folder, tiny_dataset, folder / "run")
+    assert pha("train", config, *ALONE, "train.steps=4").returncode == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def again(trained, tiny_dataset, tmp_path):
+    """(a copy of the run, a function that goes on with it)."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    config = write_config(tmp_path, tiny_dataset, run)
+    return run, lambda *overrides: pha("train", config, *ALONE, "train.steps=6", *overrides)
+
+
+def test_a_refused_start_changes_nothing(again, tmp_path):
+    run, go_on = again
+    before = (run / "config.yaml").read_bytes()
+    corpus = write_corpus(tmp_path / "other.jsonl", stop=40)
+    other = tmp_path / "other"
+    assert pha("data", "build", other, corpus, "--vocab", 512).returncode == 0
+    fails_with(go_on(f"data.path={other}"), "other")
+    fails_with(go_on("train.zero_stage=2"), "written by 1 rank(s) at ZeRO stage 1", "stage 2")
+    fails_with(go_on("train.micro_batch=3"), "multiple of")
+    assert (run / "config.yaml").read_bytes() == before
+    assert max(training(run)) == 4
+
+
+def test_optimizer_settings_count_after_a_resume(again, tmp_path):
+    run, go_on = again
+    twin = shutil.copytree(run, tmp_path / "twin")
+    assert go_on().returncode == 0
+    assert go_on(f"run_dir={twin}", "optim.weight_decay=5.0").returncode == 0
+    assert sha256(newest(run / "checkpoints").weights) != sha256(newest(twin / "checkpoints").weights)
+
+
+def test_another_batch_size_continues_the_same_stream(again):
+    run, go_on = again
+    assert go_on("train.global_batch=4").returncode == 0
+    state = newest(run / "checkpoints").info().state
+    assert (state.step, state.sequences) == (6, 4 * 8 + 2 * 4)
+
+
+def test_weights_that_are_not_what_was_saved_are_noticed(again):
+    run, go_on = again
+    checkpoint = newest(run / "checkpoints").path
+    state = json.loads((checkpoint / "state.json").read_text())
+    state["fingerprint"] += 0.01
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    entry = {"bytes": (checkpoint / "state.json").stat().st_size, "sha256": sha256(checkpoint / "state.json")}
+    (checkpoint / MANIFEST).write_text(json.dumps({**manifest, "state.json": entry}))
+    (checkpoint / MARKER).write_text(sha256(checkpoint / MANIFEST) + "\n")
+    result = go_on()
+    fails_with(result, "they are not the weights that were saved")
+    assert result.returncode == 1
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run_and_is_not_saved(again):
+    run, go_on = again
+    result = go_on("optim.lr=3e38", "optim.schedule.warmup_steps=0", "optim.clip=0", "checkpoint.every=1")
+    fails_with(result, "optim.lr")
+    assert result.returncode == 1
+    assert newest(run / "checkpoints").step == 4, "no step with such weights was saved"
+
+
+def test_two_starts_of_one_run(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    config = write_config(tmp_path, tiny_dataset, run)
+    with start(run, config, "train.steps=200") as first:
+        wait_for(first, lambda: 2 in training(run))
+        fails_with(pha("train", config, *ALONE), "Another process is training the run")
+        last = max(training(run))
+        wait_for(first, lambda: max(training(run)) > last)
+
+
+def test_the_rank_that_failed_first_is_the_one_that_speaks(tiny_dataset, tmp_path, capfd):
+    """A shard that only rank 1 reads rots: its sentence, not rank 0's lost connection, reaches the terminal."""
+    dataset = shutil.copytree(tiny_dataset, tmp_path / "dataset")
+    shard = sorted(dataset.glob("train-*.tar"))[0]
+    data = bytearray(shard.read_bytes())
+    for place in range(len(data) // 2, len(data), 1536):
+        data[place] ^= 1
+    shard.write_bytes(data)
+    config = write_config(tmp_path, dataset, tmp_path / "run")
+    started = time.monotonic()
+    code = start(tmp_path / "run", config, "train.steps=300", "data.lanes=2").wait()
+    said = capfd.readouterr().err
+    assert code == 2, said
+    assert shard.name in said
+    assert "Traceback" not in said
+    assert time.monotonic() - started < 100
