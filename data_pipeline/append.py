@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from data_pipeline.assemble import report_of
 from data_pipeline.build_plan import Plan, clear, locked, plan_parts, write_atomically
-from data_pipeline.clean import CleaningReport
+from data_pipeline.clean import SAMPLES, CleaningReport
 from data_pipeline.config import BuildConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.encode import encode_exactly
@@ -64,6 +64,12 @@ def _config(dataset: Dataset, sources: Sequence[str]) -> BuildConfig:
             "and merge again."
         )
     settings |= {"sources": list(sources), "output": str(dataset.path), "max_source_bytes": None}
+    clean = settings.get("clean") or {}
+    if clean.get("near_dedup") or clean.get("decontaminate"):
+        raise DataError(
+            f"{dataset.path} was built with near_dedup or decontaminate, which compare all texts with each other: "
+            "build it again with the new sources instead of appending."
+        )
     try:
         return BuildConfig.model_validate(settings)
     except ValidationError as error:
@@ -140,12 +146,13 @@ class _Append:
             file.replace(path / file.relative_to(new))
         splits: dict[Any, SplitInfo] = {**index.splits, **added}
         sources = self.plan.config.canonical_sources()
-        config = {**index.config, "sources": sorted({*index.config["sources"], *sources})}
+        specs = [source.spec for source in sources]
+        config = {**index.config, "sources": _united(index.config["sources"], [s.setting() for s in sources])}
         changed = index.model_copy(
             update={
                 "splits": splits,
                 "hash": content_hash(index.dtype, index.tokenizer, splits),
-                "report": _sum(index.report, report_of(dict(zip(sources, reports, strict=True)))),
+                "report": _sum(index.report, report_of(dict(zip(specs, reports, strict=True)))),
                 "config": config,
             }
         )
@@ -170,12 +177,24 @@ class _Hashes:
         return bool((self._low[first:end] == low).any())
 
 
+def _united(old: list[Any], new: list[Any]) -> list[Any]:
+    """Two lists of source settings (specs or mappings) as one: sorted by spec, each setting once."""
+    found = {json.dumps(setting, sort_keys=True): setting for setting in (*old, *new)}
+    return [found[key] for key in sorted(found, key=lambda key: (_spec_of(found[key]), key))]
+
+
+def _spec_of(setting: str | dict[str, Any]) -> str:
+    return setting if isinstance(setting, str) else str(setting["spec"])
+
+
 def _sum(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Two reports as one: numbers are added, sections are merged."""
+    """Two reports as one: numbers are added, sections are merged, samples kept up to their customary number."""
     total = dict(old)
     for key, value in new.items():
         if isinstance(value, dict):
             total[key] = _sum(total.get(key, {}), value)
         else:
-            total[key] = total.get(key, 0) + value
+            total[key] = total[key] + value if key in total else value
+            if isinstance(value, list):
+                total[key] = total[key][:SAMPLES]
     return total

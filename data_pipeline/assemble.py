@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from data_pipeline.build_plan import Plan, finished_directory, settings_of
 from data_pipeline.build_pool import Task
 from data_pipeline.clean import CleaningReport
 from data_pipeline.encode import STAGE as ENCODED
-from data_pipeline.encode import tokenizer_directory, tokenizer_of
+from data_pipeline.encode import overlaps_of, tokenizer_directory, tokenizer_of
 from data_pipeline.layout import STAGE as SHARDS
 from data_pipeline.layout import choose_block_tokens, lay_out, load_layout, read_rows, save_layout
 from data_pipeline.schema import (
@@ -92,14 +91,14 @@ def assemble(plan: Plan, fingerprint: str, reports: tuple[CleaningReport, ...], 
     shutil.copyfile(tokenizer_directory(plan) / tokenizer.file_name, directory / tokenizer.file_name)
     info, dtype = tokenizer_info(tokenizer), token_dtype(tokenizer.vocab_size)
     _count_encoded(plan, reports, ranges)
-    sources = plan.config.canonical_sources()
+    sources = [source.spec for source in plan.config.canonical_sources()]
     index = Index(
         hash=content_hash(dtype, info, splits),
         dtype=dtype,
         block_tokens=totals["block_tokens"],
         tokenizer=info,
         splits=splits,
-        report=report_of(dict(zip(sources, reports, strict=True))),
+        report=report_of(dict(zip(sources, reports, strict=True))) | {"overlaps": overlaps_of(plan).report()},
         config=settings_of(plan.config),
     )
     (directory / INDEX_FILE).write_text(index.to_json(), encoding="utf-8")
@@ -157,22 +156,13 @@ def _count_encoded(plan: Plan, reports: tuple[CleaningReport, ...], ranges: int)
     """Add to the reports what became of the cleaned documents."""
     for number in range(ranges):
         counts = json.loads((plan.result(ENCODED, number) / "record.json").read_text(encoding="utf-8"))
-        for report, (kept, kept_bytes, duplicates) in zip(reports, counts, strict=True):
-            report.documents_kept += kept
-            report.bytes_kept += kept_bytes
-            report.duplicates += duplicates
+        for report, part in zip(reports, counts, strict=True):
+            report.merge(CleaningReport(**part))
 
 
 def report_of(sources: dict[str, CleaningReport]) -> dict[str, Any]:
     """The cleaning report of a dataset: sums, and under ``sources`` each source's own."""
-    reports = list(sources.values())
-    total: dict[str, Any] = {
-        field.name: sum(getattr(report, field.name) for report in reports)
-        for field in fields(CleaningReport)
-        if field.name != "rejected"
-    }
-    rejected: Counter[str] = Counter()
-    for report in reports:
-        rejected.update(report.rejected)
-    total["rejected"] = dict(rejected)
-    return total | {"sources": {spec: asdict(report) for spec, report in sources.items()}}
+    total = CleaningReport()
+    for report in sources.values():
+        total.merge(report)
+    return asdict(total) | {"sources": {spec: asdict(report) for spec, report in sources.items()}}

@@ -1,9 +1,10 @@
 """Builds a dataset: text in, tokenizer and shards out, in stages of small tasks that any process can do.
 
 1. Read, normalise, apply the rules and hash each part of the sources (:mod:`data_pipeline.spool`).
-2. Train the tokenizer on the first training documents in hash order, which are a random sample of the corpus.
-3. Drop exact duplicates and encode, by ranges of hashes (:mod:`data_pipeline.encode`).
-4. Lay out blocks and shards, write the shards (:mod:`data_pipeline.layout`) and assemble the dataset.
+2. If asked, find near duplicates and contaminated documents (:mod:`data_pipeline.overlaps`), in one process.
+3. Train the tokenizer on the first training documents in hash order, which are a random sample of the corpus.
+4. Drop duplicates and what stage 2 found, and encode, by ranges of hashes (:mod:`data_pipeline.encode`).
+5. Lay out blocks and shards, write the shards (:mod:`data_pipeline.layout`) and assemble the dataset.
 
 The result is a function of the set of documents and the settings: not of the order of sources, of time, of the number
 of processes, of the machine, or of how often the build was killed on the way (:mod:`data_pipeline.build_plan`).
@@ -20,11 +21,13 @@ from pathlib import Path
 
 from data_pipeline.assemble import assemble, make_layout, shard_tasks
 from data_pipeline.build_plan import (
+    PLAN_FILE,
     Plan,
     clear,
     fingerprint_of,
     locked,
     make_plan,
+    read_plan,
     recorded_plan,
     remove_unfinished,
     work_directory,
@@ -33,7 +36,7 @@ from data_pipeline.build_plan import (
 from data_pipeline.build_pool import Pool, Task, WorkerDied
 from data_pipeline.config import BuildConfig
 from data_pipeline.dataset import Dataset
-from data_pipeline.encode import make_tokenizer
+from data_pipeline.encode import check_encoded, make_overlaps, make_tokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.progress import BuildProgress
 from data_pipeline.schema import BUILD_FILE
@@ -118,6 +121,8 @@ def _check_finished(output: Path, fingerprint: str) -> None:
 def _begin(plan: Plan, progress: BuildProgress, anew: bool) -> None:
     """Make the work directory the plan's: new, continued, or (if `anew`) emptied of another configuration's work."""
     recorded = recorded_plan(plan.directory)
+    if recorded is None and not anew and (plan.directory / PLAN_FILE).exists():
+        read_plan(plan.directory)  # refuses what another version has left: its results are not ours
     if recorded is not None and recorded != plan.fingerprint and not anew:
         raise DataError(
             f"{plan.directory} holds the work of other settings or sources: remove it, or restore what was changed."
@@ -171,6 +176,7 @@ class _Build:
         if encode:
             self._tokenizer(totals, ranges)
             self._do("encode", encode, sum(totals.bytes.values()))
+        check_encoded(self.plan, ranges, self._wanted_splits())
         drop_texts(self.plan)
         make_layout(self.plan, self._wanted_splits(), ranges)
         self._do("write shards", shard_tasks(self.plan))
@@ -202,6 +208,10 @@ class _Build:
         return [["encode", n, ranges] for n in range(ranges) if not self.plan.result("encoded", n).exists()]
 
     def _tokenizer(self, totals: SpoolTotals, ranges: int) -> None:
+        clean = self.plan.config.clean
+        if clean.near_dedup is not None or clean.decontaminate is not None:
+            self.progress.say("comparing texts with each other, for near_dedup or decontaminate")
+        make_overlaps(self.plan, ranges)
         expected = min(self.plan.config.tokenizer.sample_bytes, totals.bytes["train"])
         with self.progress.phase("train tokenizer", expected) as advance:
             make_tokenizer(self.plan, ranges, advance)
@@ -217,10 +227,12 @@ class _Build:
         if documents == 0:
             read = sum(report.documents_read for report in totals.reports)
             rejected = sum((Counter(report.rejected) for report in totals.reports), Counter())
+            named = ", ".join(source.spec for source in config.canonical_sources())
             reasons = ", ".join(f"{rule} {count}" for rule, count in rejected.items()) or "none rejected"
             raise DataError(
-                f"no document is left of the {read} read from {', '.join(config.canonical_sources())} ({reasons}): "
-                f"check the sources, or lower min_characters ({config.min_characters}) or raise max_source_bytes."
+                f"no document is left of the {read} read from {named} ({reasons}): "
+                "check the sources and the rules of clean, "
+                f"lower min_characters ({config.min_characters}) or raise max_source_bytes."
             )
         for split in self._wanted_splits():
             if totals.documents[split] == 0:

@@ -7,6 +7,7 @@ since no result depends on who made it or when, the dataset is the same to the b
     .NAME.building/
       plan.json             fingerprint, settings and parts
       spool/00000/          texts of one part, cleaned and hashed (spool.py)
+      overlaps/found/       hashes of near duplicates and contaminated documents (overlaps.py)
       tokenizer/            the model
       encoded/00000/        tokens of one range of hashes, without duplicates (encode.py)
       layout/               where blocks and shards begin and end (assemble.py)
@@ -34,23 +35,25 @@ from data_pipeline.config import BuildConfig
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.schema import FORMAT_VERSION, canonical_hash
-from data_pipeline.sources import NAMED_SOURCES, describe_source, read_documents
+from data_pipeline.sources import Part as SourcePart
+from data_pipeline.sources import SourceConfig, describe_source
+from data_pipeline.sources import plan_parts as plan_source
+from data_pipeline.sources import read_part as read_piece
 from data_pipeline.tokenizer import load_tokenizer
 
 #: Raised whenever the same sources and settings would give other tokens, so that old outputs count as out of date.
-PROCESSING_VERSION = 2
+PROCESSING_VERSION = 3
 PLAN_FILE = "plan.json"
 _LOCK = "building.lock"
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one task reads: files of one source, or (no paths) the whole source. `source` is its row in the sources."""
+    """What one task reads: consecutive pieces of one source. `source` is its row in the canonical sources."""
 
     number: int
     source: int
-    spec: str
-    paths: tuple[str, ...]
+    pieces: tuple[SourcePart, ...]
 
 
 @dataclass(frozen=True)
@@ -67,42 +70,47 @@ class Plan:
         return self.directory / stage / (f"{name:05d}" if isinstance(name, int) else name)
 
 
-def plan_parts(config: BuildConfig) -> tuple[Part, ...]:
-    """Cuts the sources into parts: runs of files of about ``part_bytes``, or whole sources where files do not tell.
+def capped_sources(config: BuildConfig) -> tuple[SourceConfig, ...]:
+    """The sources as they are read: each with the smaller of its own budget and ``max_source_bytes``."""
+    limit = config.max_source_bytes
+    if limit is None:
+        return config.canonical_sources()
+    return tuple(
+        source.model_copy(update={"max_bytes": limit if source.max_bytes is None else min(limit, source.max_bytes)})
+        for source in config.canonical_sources()
+    )
 
-    A source that is capped by ``max_source_bytes`` is one part, since where the cap falls depends on all before it.
-    Raises DataError for a source that matches nothing.
+
+def plan_parts(config: BuildConfig) -> tuple[Part, ...]:
+    """Cuts the sources into parts of about ``part_bytes``: large files are cut, small ones are read together.
+
+    A source with a budget (its own or ``max_source_bytes``) is one part, since where the budget ends depends on all
+    before it; shards, whose size is not known, are a part each. Raises DataError for a source that matches nothing.
     """
     parts: list[Part] = []
-    for source, spec in enumerate(config.canonical_sources()):
-        facts = describe_source(spec)
-        if spec in NAMED_SOURCES or config.max_source_bytes is not None:
-            parts.append(Part(len(parts), source, spec, ()))
-            continue
-        group: list[str] = []
+    for row, source in enumerate(capped_sources(config)):
+        group: list[SourcePart] = []
         size = 0
-        for path, file_bytes, *_ in facts:
-            group.append(str(path))
-            size += int(file_bytes)
+        for piece in plan_source(source, config.part_bytes):
+            group.append(piece)
+            size += config.part_bytes if piece.unit == "shards" else piece.bytes
             if size >= config.part_bytes:
-                parts.append(Part(len(parts), source, spec, tuple(group)))
+                parts.append(Part(len(parts), row, tuple(group)))
                 group, size = [], 0
         if group:
-            parts.append(Part(len(parts), source, spec, tuple(group)))
+            parts.append(Part(len(parts), row, tuple(group)))
     return tuple(parts)
 
 
 def read_part(part: Part) -> Iterator[Document]:
-    """The documents of a part, in the source's order. Raises DataError like :func:`read_documents`."""
-    if not part.paths:
-        return read_documents(part.spec)
-    return (document for path in part.paths for document in read_documents(path))
+    """The documents of a part, in the source's order. Raises DataError as the source does."""
+    return (document for piece in part.pieces for document in read_piece(piece))
 
 
 def settings_of(config: BuildConfig) -> dict[str, Any]:
     """What of the settings decides the content of the dataset, as JSON."""
     settings = config.model_dump(mode="json", exclude={"output", "part_bytes"})
-    settings["sources"] = list(config.canonical_sources())
+    settings["sources"] = [source.setting() for source in config.canonical_sources()]
     return settings
 
 
@@ -112,10 +120,12 @@ def fingerprint_of(config: BuildConfig) -> str:
     Raises DataError for a source or tokenizer that cannot be found.
     """
     model = config.tokenizer.model
+    against = config.clean.decontaminate.files if config.clean.decontaminate is not None else ()
     inputs = {
         "processing": [FORMAT_VERSION, PROCESSING_VERSION, sentencepiece.__version__],
         "config": settings_of(config),
-        "sources": [describe_source(spec) for spec in config.canonical_sources()],
+        "sources": [describe_source(source) for source in config.canonical_sources()],
+        "decontaminate": [describe_source(spec) for spec in sorted(set(against))],
         "tokenizer": load_tokenizer(model).hash if model is not None else None,
     }
     return canonical_hash(inputs)
@@ -137,7 +147,10 @@ def write_plan(plan: Plan) -> None:
     tree = {
         "fingerprint": plan.fingerprint,
         "config": plan.config.model_dump(mode="json"),
-        "parts": [[part.source, part.spec, list(part.paths)] for part in plan.parts],
+        "parts": [
+            [part.source, [piece.model_dump(mode="json", exclude={"source"}) for piece in part.pieces]]
+            for part in plan.parts
+        ],
     }
     write_atomically(plan.directory / PLAN_FILE, json.dumps(tree))
 
@@ -147,9 +160,13 @@ def read_plan(directory: Path) -> Plan:
     try:
         tree = json.loads((directory / PLAN_FILE).read_text(encoding="utf-8"))
         config = BuildConfig.model_validate(tree["config"])
-        parts = tuple(Part(i, s, spec, tuple(paths)) for i, (s, spec, paths) in enumerate(tree["parts"]))
+        sources = capped_sources(config)
+        parts = tuple(
+            Part(number, row, tuple(SourcePart(source=sources[row], **piece) for piece in pieces))
+            for number, (row, pieces) in enumerate(tree["parts"])
+        )
         return Plan(directory, str(tree["fingerprint"]), config, parts)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise DataError(f"{directory} is no work directory of this version ({error}): remove it.") from error
 
 

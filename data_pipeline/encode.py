@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
@@ -12,10 +13,12 @@ from typing import IO
 import numpy as np
 
 from data_pipeline.build_plan import Plan, finished_directory
+from data_pipeline.clean import CleaningReport
 from data_pipeline.errors import DataError
+from data_pipeline.overlaps import Overlaps, find_overlaps
 from data_pipeline.progress import Advance
 from data_pipeline.split import SPLITS, SplitName
-from data_pipeline.spool import Record, range_slices, read_range, sample, split_name
+from data_pipeline.spool import Record, distinct, range_slices, read_range, sample, split_name
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 STAGE = "encoded"
@@ -39,7 +42,7 @@ def make_tokenizer(plan: Plan, ranges: int, advance: Advance) -> None:
             tokenizer = load_tokenizer(settings.model)
             tokenizer.save(directory / tokenizer.file_name)
         else:
-            texts = _counted(sample(plan, ranges, settings.sample_bytes), advance)
+            texts = _counted(sample(plan, ranges, settings.sample_bytes, overlaps_of(plan).reason), advance)
             trained = train_tokenizer(texts, settings, directory / "unnamed")
             (directory / "unnamed").rename(directory / trained.file_name)
 
@@ -48,6 +51,25 @@ def _counted(texts: Iterator[str], advance: Advance) -> Iterator[str]:
     for text in texts:
         advance(1, len(text))
         yield text
+
+
+def make_overlaps(plan: Plan, ranges: int) -> None:
+    """Find near duplicates and contaminated documents, if the settings ask for it. Raises DataError, OSError."""
+    target = plan.result("overlaps", "found")
+    if target.exists():
+        return
+    with finished_directory(target) as directory:
+        find_overlaps(
+            plan.config.clean,
+            lambda: distinct(plan, ranges),
+            lambda hash_: split_name(hash_, plan.config) != "train",
+            directory,
+        ).save(directory)
+
+
+def overlaps_of(plan: Plan) -> Overlaps:
+    """What :func:`make_overlaps` found. Raises OSError."""
+    return Overlaps.open(plan.result("overlaps", "found"))
 
 
 def tokenizer_of(plan: Plan) -> Tokenizer:
@@ -68,7 +90,8 @@ def encode_range(plan: Plan, number: int, ranges: int) -> tuple[int, int]:
     Raises DataError for a tokenizer that loses text, OSError for the disk.
     """
     tokenizer = tokenizer_of(plan)
-    report = [[0, 0, 0] for _ in plan.config.canonical_sources()]
+    reports = [CleaningReport() for _ in plan.config.canonical_sources()]
+    overlaps = overlaps_of(plan)
     documents = bytes_ = 0
     with finished_directory(plan.result(STAGE, number)) as directory:
         with ExitStack() as stack:
@@ -78,16 +101,32 @@ def encode_range(plan: Plan, number: int, ranges: int) -> tuple[int, int]:
             for record in read_range(plan, *range_slices(number, ranges)):
                 documents += 1
                 bytes_ += len(record.data)
-                counts = report[record.source]
+                report = reports[record.source]
                 if record.duplicate:
-                    counts[2] += 1
+                    report.duplicates += 1
                     continue
-                counts[0] += 1
-                counts[1] += len(record.data)
+                if reason := overlaps.reason(record.hash):
+                    report.reject(reason, record.data.decode("utf-8"), len(record.data))
+                    continue
+                report.documents_kept += 1
+                report.bytes_kept += len(record.data)
                 ids = encode_exactly(tokenizer, record.data)
                 files[split_name(record.hash, plan.config)].add(record, tokenizer.bos_id, ids)
-        (directory / "record.json").write_text(json.dumps(report), encoding="utf-8")
+        (directory / "record.json").write_text(json.dumps([asdict(report) for report in reports]), encoding="utf-8")
     return documents, bytes_
+
+
+def check_encoded(plan: Plan, ranges: int, splits: list[SplitName]) -> None:
+    """Raises DataError if deduplication and decontamination left one of `splits` empty."""
+    for split in splits:
+        if not any((plan.result(STAGE, number) / f"{split}.rows").stat().st_size for number in range(ranges)):
+            raise DataError(
+                f"near_dedup and decontaminate left no document in the {split} split: switch them off for so small a "
+                f"corpus, or set {split}_fraction higher."
+                if split != "train"
+                else "near_dedup and decontaminate left no document in the train split: switch them off, or lower "
+                "validation_fraction and test_fraction."
+            )
 
 
 def encode_exactly(tokenizer: Tokenizer, data: bytes) -> np.ndarray:

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import IO
 
 import numpy as np
 
 from data_pipeline.build_plan import Part, Plan, finished_directory, read_part
-from data_pipeline.clean import Cleaner, CleaningReport, not_text, too_short, utf8_length
+from data_pipeline.clean import Cleaner, CleaningReport
 from data_pipeline.config import BuildConfig
-from data_pipeline.documents import Document
 from data_pipeline.split import SplitName, document_hash, split_of
 
 STAGE = "spool"
@@ -43,7 +42,7 @@ class Record:
 
 def cleaner_of(config: BuildConfig) -> Cleaner:
     """The cleaner that the settings ask for."""
-    return Cleaner((too_short(config.min_characters), not_text()))
+    return Cleaner.of(config.clean, config.min_characters)
 
 
 def split_name(hash_: bytes, config: BuildConfig) -> SplitName:
@@ -63,7 +62,7 @@ def spool_part(plan: Plan, part: Part) -> tuple[int, int]:
     with finished_directory(plan.result(STAGE, part.number)) as directory:
         with (directory / "texts").open("wb") as file:
             writer = _RunWriter(file, part.source)
-            for document in _capped(read_part(part), report, plan.config.max_source_bytes):
+            for document in read_part(part):
                 text = cleaner.clean(document.text)
                 if text is not None:
                     hash_, data = document_hash(text), text.encode("utf-8")
@@ -75,14 +74,6 @@ def spool_part(plan: Plan, part: Part) -> tuple[int, int]:
         record = {"report": asdict(report), "documents": documents, "bytes": bytes_}
         (directory / "record.json").write_text(json.dumps(record), encoding="utf-8")
     return report.documents_read, report.bytes_read
-
-
-def _capped(documents: Iterator[Document], report: CleaningReport, limit: int | None) -> Iterator[Document]:
-    """The documents up to the source's byte limit: whole documents, and none after the first that does not fit."""
-    for document in documents:
-        if limit is not None and report.bytes_read + utf8_length(document.text) > limit:
-            return
-        yield document
 
 
 class _RunWriter:
@@ -137,11 +128,7 @@ def spool_totals(plan: Plan) -> SpoolTotals:
         record = json.loads((plan.result(STAGE, part.number) / "record.json").read_text(encoding="utf-8"))
         documents.update(record["documents"])
         bytes_.update(record["bytes"])
-        report = reports[part.source]
-        report.documents_read += record["report"]["documents_read"]
-        report.bytes_read += record["report"]["bytes_read"]
-        for rule, count in record["report"]["rejected"].items():
-            report.rejected[rule] = report.rejected.get(rule, 0) + count
+        reports[part.source].merge(CleaningReport(**record["report"]))
     return SpoolTotals(reports, documents, bytes_)
 
 
@@ -177,12 +164,21 @@ def drop_texts(plan: Plan) -> None:
             (plan.result(STAGE, part.number) / name).unlink(missing_ok=True)
 
 
-def sample(plan: Plan, ranges: int, limit: int) -> Iterator[str]:
-    """Training texts in hash order, without duplicates, until `limit` bytes are reached: a random sample."""
+def distinct(plan: Plan, ranges: int) -> Iterator[tuple[bytes, str]]:
+    """Hash and text of every document but exact duplicates, by hash."""
+    for number in range(ranges):
+        for record in read_range(plan, *range_slices(number, ranges)):
+            if not record.duplicate:
+                yield record.hash, record.data.decode("utf-8")
+
+
+def sample(plan: Plan, ranges: int, limit: int, drop: Callable[[bytes], str | None]) -> Iterator[str]:
+    """Training texts in hash order, without duplicates and those that `drop` gives a reason for, until `limit` bytes
+    are reached: a random sample."""
     used = 0
     for number in range(ranges):
         for record in read_range(plan, *range_slices(number, ranges)):
-            if record.duplicate or split_name(record.hash, plan.config) != "train":
+            if record.duplicate or split_name(record.hash, plan.config) != "train" or drop(record.hash):
                 continue
             yield record.data.decode("utf-8")
             used += len(record.data)

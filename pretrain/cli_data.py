@@ -11,6 +11,7 @@ import typer
 from pretrain.cli_output import Json, figure, print_json, print_table
 
 data_app = typer.Typer(help="Turn text into a tokenized dataset, and check one.", no_args_is_help=True)
+_SOURCES = "Files or globs (text, JSONL, Parquet, tar, WET), hf:NAME, or installed-docs."
 Dataset = Annotated[Path, typer.Argument(help="A dataset.")]
 
 
@@ -21,15 +22,24 @@ class Packing(enum.StrEnum):
     best_fit = "best_fit"
 
 
+class Preset(enum.StrEnum):
+    """Which rules clean the text, where nothing else is said."""
+
+    none = "none"
+    basic = "basic"
+    web = "web"
+
+
 @data_app.command("build")
 def data_build(
     target: Annotated[Path, typer.Argument(help="A build's .yaml file, or the dataset's directory before sources.")],
-    sources: Annotated[list[str] | None, typer.Argument(help="Files, globs, or installed-docs.")] = None,
+    sources: Annotated[list[str] | None, typer.Argument(help=_SOURCES)] = None,
     vocab: Annotated[int | None, typer.Option(help="Vocabulary of the tokenizer that is trained.")] = None,
     kind: Annotated[str | None, typer.Option(help="bpe or unigram.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Use this model, or folder of GPT-2's files, instead.")] = None,
     validation: Annotated[float | None, typer.Option(help="Share of documents for validation.")] = None,
     test: Annotated[float | None, typer.Option(help="Share of documents for the test.")] = None,
+    clean: Annotated[Preset | None, typer.Option(help="Rules that clean the text; single ones in a .yaml.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same for any number.")] = 1,
     part: Annotated[str | None, typer.Option(help="I/N: do only the I-th of N shares, for a job array.")] = None,
     finish: Annotated[bool, typer.Option(help="Put together what --part has left.")] = False,
@@ -46,6 +56,7 @@ def data_build(
         "tokenizer": {"kind": kind, "vocab_size": vocab, "model": tokenizer},
         "validation_fraction": validation,
         "test_fraction": test,
+        "clean": {"preset": clean.value if clean else None},
     }
     config = validated(BuildConfig, build_settings(target, sources or [], options), str(target))
     if part is not None:
@@ -61,10 +72,40 @@ def data_build(
     _show_stats(config.output, stats(config.output), as_json)
 
 
+@data_app.command("index")
+def data_index(
+    tars: Annotated[list[str], typer.Argument(help="WebDataset archives (or globs) with .txt or .json members.")],
+    output: Annotated[Path, typer.Argument(help="The dataset's directory.")],
+    text_field: Annotated[str, typer.Option(help="The field of .json members that holds the text.")] = "text",
+    vocab: Annotated[int, typer.Option(help="Vocabulary of the tokenizer that is trained.")] = 32_000,
+    kind: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
+    tokenizer: Annotated[Path | None, typer.Option(help="Use this model, or folder of GPT-2's files, instead.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of documents for validation.")] = 0.005,
+    test: Annotated[float, typer.Option(help="Share of documents for the test.")] = 0.005,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same for any number.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Tokenize foreign archives of raw text once, so that reading them is exact and resumable from then on."""
+    from data_pipeline.build import build
+    from data_pipeline.config import BuildConfig
+    from data_pipeline.stats import stats
+    from pretrain.config_file import validated
+
+    options = {
+        "sources": [{"spec": spec, "format": "tar", "text_field": text_field} for spec in tars],
+        "output": output,
+        "tokenizer": {"kind": kind, "vocab_size": vocab, "model": tokenizer},
+        "validation_fraction": validation,
+        "test_fraction": test,
+    }
+    build(validated(BuildConfig, options, "pha data index"), progress=not as_json, workers=workers)
+    _show_stats(output, stats(output), as_json)
+
+
 @data_app.command("append")
 def data_append(
     dataset: Dataset,
-    sources: Annotated[list[str], typer.Argument(help="Files, globs, or installed-docs.")],
+    sources: Annotated[list[str], typer.Argument(help=_SOURCES)],
     as_json: Json = False,
 ) -> None:
     """Add documents as new shards; those that the dataset holds already are dropped."""

@@ -34,7 +34,7 @@ build(BuildConfig.model_validate_json(sys.argv[1]), progress=False, workers=int(
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory, texts):
-    """Six files, one of them a copy of another, of which each makes a part."""
+    """Six files, one of them a copy of another."""
     folder = tmp_path_factory.mktemp("parts")
     for number in range(5):
         write_jsonl(folder / f"{number}.jsonl", texts[number::5])
@@ -44,7 +44,7 @@ def sources(tmp_path_factory, texts):
 
 @pytest.fixture(scope="module")
 def make(sources, settings):
-    """A configuration of nine files for tests: output → BuildConfig with seven parts and eight ranges."""
+    """A configuration of the six files: output → BuildConfig with ten parts."""
 
     def config(output, **changes):
         options = settings | {"part_bytes": 40_000, "sources": (str(sources / "*.jsonl"),)} | changes
@@ -145,7 +145,7 @@ def test_a_build_continues_from_any_task(tmp_path, make, expected, monkeypatch, 
 
 def test_a_job_array_builds_the_same(tmp_path, make, expected):
     config = make(tmp_path / "d")
-    with pytest.raises(DataError, match=r"6 of the 6 parts .* are not finished"):
+    with pytest.raises(DataError, match=r"10 of the 10 parts .* are not finished"):
         build(config, progress=False, finish=True)
     first = [build_part(config, part, 3, progress=False) for part in (3, 1, 2)]
     assert first == [False, False, True]  # the last to read finds all parts read, and encodes its share
@@ -158,6 +158,19 @@ def test_a_job_array_builds_the_same(tmp_path, make, expected):
     assert build_part(config, 1, 3, progress=False)  # a late task of the array has nothing to do
     with pytest.raises(DataError, match="part 4/3 does not exist"):
         build_part(config, 4, 3, progress=False)
+
+
+def test_a_share_refuses_the_work_of_another_version(tmp_path, make, expected):
+    config = make(tmp_path / "d")
+    build_part(config, 1, 3, progress=False)
+    plan = tmp_path / ".d.building" / "plan.json"
+    tree = json.loads(plan.read_text(encoding="utf-8"))
+    tree["parts"] = [[row, "a spec", ["a path"]] for row, _ in tree["parts"]]
+    plan.write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(DataError, match="is no work directory of this version"):
+        build_part(config, 2, 3, progress=False)
+    build(config, progress=False)  # alone, it may begin anew
+    assert contents(tmp_path / "d") == expected
 
 
 def test_changed_settings_start_anew_with_a_sentence(tmp_path, make, expected, monkeypatch, capfd):
@@ -213,11 +226,83 @@ def test_a_worker_that_dies_is_named_and_the_work_kept(tmp_path, make, expected,
 
 def test_parts_follow_files_and_sizes(make, sources, tmp_path):
     files = sorted(sources.glob("*.jsonl"))
-    assert [part.paths for part in plan_parts(make(tmp_path / "d"))] == [(str(file),) for file in files]
+    parts = plan_parts(make(tmp_path / "d", part_bytes=30_000))
+    assert len(parts) > len(files), "large files are cut"
+    assert sorted({piece.path for part in parts for piece in part.pieces}) == list(map(str, files))
     (whole,) = plan_parts(make(tmp_path / "d", part_bytes=1 << 30))
-    assert whole.paths == tuple(map(str, files))
-    (capped,) = plan_parts(make(tmp_path / "d", max_source_bytes=100_000))
-    assert capped.paths == ()
+    assert [piece.path for piece in whole.pieces] == list(map(str, files)), "small files are read together"
+    (capped,) = plan_parts(make(tmp_path / "d", part_bytes=30_000, max_source_bytes=100_000))
+    assert [(piece.unit, piece.source.max_bytes) for piece in capped.pieces] == [("source", 100_000)]
+
+
+def test_budgets_and_weights_give_the_same_dataset_for_any_workers_and_parts(make, sources, tmp_path):
+    first, *others = sorted(map(str, sources.glob("*.jsonl")))
+    named = [
+        {"spec": first, "max_documents": 50},
+        {"spec": others[0], "weight": 0.5},
+        {"spec": others[1], "max_bytes": 60_000, "weight": 0.9},
+        *others[2:],
+    ]
+    one = build(make(tmp_path / "one", sources=named, part_bytes=1 << 30), progress=False)
+    build(make(tmp_path / "two", sources=named[::-1], part_bytes=20_000), progress=False, workers=3)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    reports = one.index.report["sources"]
+    assert reports[first]["documents_read"] == 50
+    assert 50_000 < reports[others[1]]["bytes_read"] <= 60_000
+    assert one.index.config["sources"][:2] == named[:2]
+
+
+@pytest.fixture(scope="module")
+def compared(sources, texts, tmp_path_factory):
+    """Settings with every kind of cleaning, and two more files with near duplicates and text of a benchmark."""
+    folder = tmp_path_factory.mktemp("compared")
+    more = write_jsonl(folder / "more.jsonl", [text + f" One more word {n}." for n, text in enumerate(texts[:60])])
+    asked = write_jsonl(folder / "benchmark.jsonl", [texts[3], texts[99]])
+    return {
+        "sources": [str(sources / "*.jsonl"), str(more)],
+        "clean": {
+            "rules": {"min_words": 20, "curly_braces": True},
+            "pii": ["email", "ip"],
+            "near_dedup": {},
+            "decontaminate": {"files": [str(asked)]},
+        },
+    }
+
+
+def test_near_dedup_and_decontamination_change_no_byte_over_workers_and_stops(tmp_path, make, compared, monkeypatch):
+    report = build(make(tmp_path / "one", **compared), progress=False).index.report
+    assert report["rejected"]["near_duplicate"] >= 30
+    assert report["rejected"]["contaminated"] >= 2
+    build(make(tmp_path / "two", **compared, part_bytes=25_000), progress=False, workers=3)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    for number, stage in enumerate(("find_overlaps", "train_tokenizer")):
+        output = tmp_path / f"stopped{number}"
+
+        def stop(*_, **__):
+            raise _Stopped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(f"data_pipeline.encode.{stage}", stop)
+            with pytest.raises(_Stopped):
+                build(make(output, **compared), progress=False)
+        found = tmp_path / f".stopped{number}.building" / "overlaps" / "found" / "report.json"
+        assert found.exists() == (stage == "train_tokenizer")
+        build(make(output, **compared), progress=False, workers=2)
+        assert contents(output) == contents(tmp_path / "one")
+
+
+def test_a_changed_benchmark_is_another_build(tmp_path, make, compared, texts):
+    benchmark = Path(compared["clean"]["decontaminate"]["files"][0])
+    before = build_plan.fingerprint_of(make(tmp_path / "d", **compared))
+    write_jsonl(benchmark, [texts[3], texts[99], texts[7]])
+    assert build_plan.fingerprint_of(make(tmp_path / "d", **compared)) != before
+
+
+def test_a_smaller_budget_of_the_source_wins_over_the_general_one(make, sources, tmp_path):
+    first, second, *_ = sorted(map(str, sources.glob("*.jsonl")))
+    named = [{"spec": first, "max_bytes": 40_000}, {"spec": second, "max_bytes": 90_000}]
+    parts = plan_parts(make(tmp_path / "d", sources=named, max_source_bytes=60_000))
+    assert [part.pieces[0].source.max_bytes for part in parts] == [40_000, 60_000]
 
 
 def test_of_two_that_finish_the_same_task_one_stays(tmp_path):

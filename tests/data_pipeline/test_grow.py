@@ -71,6 +71,19 @@ def test_append_twice_is_no_different_from_the_order_of_time(copy, more, tmp_pat
     assert verify(copy).problems == []
 
 
+def test_append_to_sources_with_settings_keeps_them(tmp_path, texts, more, settings):
+    first, second = (write_jsonl(tmp_path / f"{n}.jsonl", part) for n, part in enumerate((texts, more)))
+    named = {"spec": str(first), "weight": 0.75}
+    build(BuildConfig(sources=(named,), output=tmp_path / "d", **settings), progress=False).close()
+    with append(tmp_path / "d", [str(second)], progress=False) as grown:
+        assert grown.index.config["sources"] == [named, str(second)]
+        assert set(grown.index.report["sources"]) == {str(first), str(second)}
+        assert grown.index.report["sources"][str(second)]["documents_kept"] == 120
+    with append(tmp_path / "d", [str(first)], progress=False) as whole:  # now without the weight
+        assert whole.index.config["sources"] == [str(first), named, str(second)]
+        assert whole.index.report["documents_kept"] == 520
+
+
 def test_a_failed_append_leaves_the_old_dataset(copy, more, tmp_path, monkeypatch):
     before = contents(copy)
     source = write_jsonl(tmp_path / "more.jsonl", more)

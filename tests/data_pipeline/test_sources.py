@@ -17,7 +17,7 @@ def test_jsonl_ids_and_texts(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(JSONL)
     documents = list(read_documents(str(path)))
-    assert [(d.id, d.text) for d in documents] == [("7", "first text"), (f"{path}:2", "second")]
+    assert [(d.id, d.text) for d in documents] == [("7", "first text"), (f"{path}@32", "second")]
     assert {d.source for d in documents} == {str(path)}
 
 
@@ -66,7 +66,8 @@ def test_large_text_file_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path):
     assert len(documents) > 50
     assert max(len(d.text) for d in documents) < 20 * 1024
     assert all(d.text.startswith("paragraph") for d in documents)
-    assert [d.id for d in documents] == [f"{path}#{i}" for i in range(len(documents))]
+    sizes = [len(d.text.encode()) for d in documents]
+    assert [d.id for d in documents] == [f"{path}#{sum(sizes[:i])}" for i in range(len(documents))]
 
 
 def test_large_text_without_blank_lines_is_cut_too(tmp_path):

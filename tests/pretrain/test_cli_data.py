@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import tarfile
 
 import pytest
 from typer.testing import CliRunner
@@ -46,6 +48,34 @@ def test_a_job_array(built, corpus, tmp_path):
     assert pha(*command, "--part", "2/2")["stage"] == "read"
     assert pha(*command, "--part", "1/2")["stage"] == "encoded"
     assert pha(*command, "--finish")["hash"] == built[1]["hash"]
+
+
+def test_sources_with_settings_and_cleaning_from_a_file(corpus, tmp_path):
+    source = {"spec": str(corpus), "max_documents": 200}
+    settings = {"sources": [source], "output": str(tmp_path / "d"), "tokenizer": {"vocab_size": 512}}
+    settings |= {"clean": {"preset": "web", "rules": {"min_words": 10}, "near_dedup": {}}}
+    (tmp_path / "d.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    command = ("build", tmp_path / "d.yaml", "--validation", 0.05, "--test", 0, "--clean", "none", "--workers", 2)
+    report = pha(*command)["report"]
+    assert report["documents_read"] == 200
+    assert set(report["rejected"]) >= {"min_words"}
+    assert "curly_braces" not in report["rejected"], "the option overrules the file's preset"
+
+
+def test_index_of_foreign_archives(built, tmp_path):
+    folder, _ = built
+    texts = [pha("show", folder / "d", number)["text"] for number in range(60)]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, text in enumerate(texts):
+            data = json.dumps({"body": text}).encode()
+            member = tarfile.TarInfo(f"{number:03d}.json")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    options = ("--text-field", "body", "--vocab", 400, "--validation", 0.1, "--test", 0, "--workers", 2)
+    stats = pha("index", tmp_path / "a.tar", tmp_path / "d", *options)
+    assert stats["report"]["documents_kept"] == 60
+    first = pha("show", tmp_path / "d", 0)
+    assert first["text"] in texts
 
 
 def test_show_append_merge_tokenizer(built, tmp_path):
