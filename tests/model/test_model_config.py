@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from model import ModelConfig, ModelError
+from model.config import ModelConfig
+from model.errors import ModelError
 from model.presets import PRESETS, preset
 
 SIZES: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
