@@ -24,10 +24,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Sum of cross-entropies, with both gradients computed chunk by chunk in the forward pass.
 
     A softmax cross-entropy's gradient is known once its logits are, so that a chunk's logits are used for the
-    loss and
-    for both gradients and then forgotten: memory is one chunk, and the head's products are not repeated (the
-        scheme
-    of Liger-Kernel, arXiv 2410.10989). The backward pass only scales; it needs no weight, which also means
+    loss and for both gradients and then forgotten: memory is one chunk, and the head's products are not repeated
+    (the scheme of Liger-Kernel, arXiv 2410.10989). The backward pass only scales; it needs no weight, which also means
     that a sharded weight is not gathered a second time.
     """
 

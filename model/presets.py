@@ -25,8 +25,7 @@ PRESETS: dict[str, ModelConfig] = {
     "pha-tiny": ModelConfig(d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, ffn_multiple_of=8),
     "pha-nano": ModelConfig(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_multiple_of=8),
 }
-"""The paper's sizes (arXiv 2606.16093, Table 1, trained at 1,024 tokens), then `pha-tiny` (1.9M parameters at
-a
+"""The paper's sizes (arXiv 2606.16093, Table 1, trained at 1,024 tokens), then `pha-tiny` (1.9M parameters at a
 vocabulary of 4,096: demonstrations on a laptop) and `pha-nano` (unit tests)."""
 
 

@@ -117,28 +117,17 @@ def _figures(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
 
         return draw
 
+    def validated(axes: Any, key: str, label: str) -> None:
+        axes.plot([r["step"] for r in validation], [r[key] for r in validation], "o-", color=ORANGE, ms=4, label=label)
+
     def loss(axes: Any) -> None:
         axes.plot(steps, [r["loss"] for r in training], color=BLUE, lw=1.2, label="training")
-        axes.plot(
-            [r["step"] for r in validation],
-            [r["loss"] for r in validation],
-            "o-",
-            color=ORANGE,
-            ms=4,
-            label="validation",
-        )
+        validated(axes, "loss", "validation")
         axes.set_ylabel("loss [nats per token]")
         axes.legend(frameon=False)
 
     def bits(axes: Any) -> None:
-        axes.plot(
-            [r["step"] for r in validation],
-            [r["bits_per_byte"] for r in validation],
-            "o-",
-            color=ORANGE,
-            ms=4,
-            label="this model",
-        )
+        validated(axes, "bits_per_byte", "this model")
         for (name, value), colour in zip(baselines.items(), (GREY, GREEN, BLUE), strict=False):
             axes.axhline(value, ls="--", lw=1, color=colour, label=f"{name} {value:.2f}")
         axes.set_ylabel("validation bits per byte")

@@ -227,3 +227,16 @@ def ranges(starts: Iterator[int], size: int) -> list[tuple[int, int]]:
 
 #: A blank line, also in files from Windows.
 BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+
+
+def decode_text(data: bytes, path: str, offset: int = 0) -> str:
+    """Bytes that stand at `offset` of a file as text. Raises DataError that names the first byte which is no UTF-8.
+
+    Replacement characters instead would change the corpus without a word.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 at byte {offset + error.start}: convert it (iconv -t UTF-8) or leave it out."
+        ) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipeline.documents import Document
 from data_pipeline.sources.config import SourceConfig
-from data_pipeline.sources.streams import BLANK_LINE, COMPRESSIONS, file_chunks, ranges
+from data_pipeline.sources.streams import BLANK_LINE, COMPRESSIONS, decode_text, file_chunks, ranges
 
 #: A text file up to this many bytes is one document.
 WHOLE_FILE = 256 * 1024
@@ -34,11 +34,11 @@ def read(source: SourceConfig, path: str, start: int = 0, stop: int | None = Non
             if len(head) > WHOLE_FILE:
                 break
         else:
-            yield Document(path, source.spec, head.decode("utf-8", "replace"))
+            yield Document(path, source.spec, decode_text(head, path))
             return
         chunks = _chain(head, chunks)
     for offset, piece in _pieces(chunks, start):
-        text = piece.decode("utf-8", "replace")
+        text = decode_text(piece, path, offset)
         if text.strip():
             yield Document(f"{path}#{offset}", source.spec, text)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.sources.config import SourceConfig
-from data_pipeline.sources.streams import COMPRESSIONS, file_chunks, lines, ranges, seek_line
+from data_pipeline.sources.streams import COMPRESSIONS, decode_text, file_chunks, lines, ranges, seek_line
 
 _HEADING = re.compile(rb" ?= (?!=)(?:.*\S)?(?<!=) = ?\r?")
 
@@ -52,7 +52,7 @@ def plan(source: SourceConfig, path: str, target_bytes: int) -> list[tuple[int, 
 
 
 def _document(source: SourceConfig, path: str, begin: int, article: list[bytes]) -> Iterator[Document]:
-    text = b"\n".join(article).decode("utf-8", "replace")
+    text = decode_text(b"\n".join(article), path, begin)
     if text.strip():
         yield Document(f"{path}#{begin}", source.spec, text + "\n")
 

@@ -107,3 +107,24 @@ def test_description_changes_with_the_file(tmp_path):
     assert describe_source(str(path)) == before
     path.write_text("other", encoding="utf-8")
     assert describe_source(str(path)) != before
+
+
+@pytest.mark.parametrize("before", [b"", b"A line of plain text.\n\n" * 20_000])
+def test_text_in_another_encoding_is_refused_with_its_place(tmp_path, before):
+    """Whole files and files that are cut into pieces; replacement characters would change the corpus silently."""
+    path = tmp_path / "latin.txt"
+    path.write_bytes(before + "na\u00efve caf\u00e9".encode("latin-1"))
+    with pytest.raises(DataError, match=rf"latin\.txt is not UTF-8 at byte {len(before) + 2}: convert it"):
+        list(read_documents(str(path)))
+
+
+def test_windows_newlines_give_the_same_pieces(tmp_path):
+    text = "\n\n".join(f"Paragraph {i} of a long file, with some words in it." for i in range(12_000))
+    counts = []
+    for name, newline in (("unix.txt", "\n"), ("windows.txt", "\r\n")):
+        (tmp_path / name).write_bytes(text.replace("\n", newline).encode())
+        pieces = list(read_documents(str(tmp_path / name)))
+        assert all(len(piece.text) < 64_000 for piece in pieces)
+        counts.append(len(pieces))
+    assert counts[0] > 10
+    assert abs(counts[1] - counts[0]) <= 0.1 * counts[0]
