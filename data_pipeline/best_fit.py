@@ -106,8 +106,8 @@ class PackedOrder:
         position = lane * self.rows + row
         if position >= self.sequences:
             return []
-        ((group, index, _),) = self._stream.runs(self.epoch_of(k), position, position + 1)
-        return self._group(group)[index]
+        found = self._stream.runs(self.epoch_of(k), np.array([position]), np.array([position + 1]))
+        return self._group(int(found.unit[0]))[int(found.start[0])]
 
     def _group(self, number: int) -> list[list[Piece]]:
         with self._lock:

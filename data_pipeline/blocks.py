@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-import zlib
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from data_pipeline.cache import BlockCache
+from data_pipeline.checksum import crc32
 from data_pipeline.errors import DataError
 from data_pipeline.storage import REMEDY, DamagedData, Storage
 
@@ -25,8 +26,9 @@ QUARANTINE_LEAST = 8
 
 @dataclass(frozen=True)
 class BlockPlace:
-    """Where a block lies: shard name and the size it must have, number, byte offset, bytes and CRC-32."""
+    """Where a block lies: its split, shard name and the size it must have, number, byte offset, bytes and CRC-32."""
 
+    split: str
     shard: str
     shard_bytes: int
     number: int
@@ -36,7 +38,7 @@ class BlockPlace:
 
 
 class BlockReader:
-    """Blocks by place, with a bounded number of them kept in memory, the least recently used leaving first.
+    """Blocks by place, with a bounded number of them kept in memory; who came first leaves first. Thread-safe.
 
     Args:
         storage: where the shards are.
@@ -54,31 +56,41 @@ class BlockReader:
     ) -> None:
         self.storage, self.cache = storage, cache
         self.dtype, self._room, self._dataset_hash = dtype, memory_bytes, dataset_hash
-        self._blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
+        self._blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # by split and number
         self._lock = threading.Lock()
 
+    def at_hand(self, split: str, numbers: Sequence[int]) -> list[np.ndarray | None]:
+        """The blocks of a split that are in memory, and None for the others."""
+        blocks = self._blocks  # one look-up is atomic, so that no lock is needed
+        return [blocks.get((split, number)) for number in numbers]
+
     def read(self, place: BlockPlace) -> np.ndarray:
-        """The tokens of one block, read-only.
+        """The tokens of one block that was not at hand, read-only; it is then.
 
         Raises:
             DamagedData: the stored block is corrupt, cut short or missing.
             DataError: it cannot be reached.
         """
-        key = place.shard, place.number
-        with self._lock:
-            block = self._blocks.get(key)
-            if block is not None:
-                self._blocks.move_to_end(key)
-                return block
         data = self._fetch(place)  # without the lock: fetching may take long
         block = np.frombuffer(data, dtype=self.dtype)
         with self._lock:
-            if key not in self._blocks:
-                self._room -= block.nbytes
-                self._blocks[key] = block
+            self._forget((place.split, place.number))
+            self._blocks[place.split, place.number] = block
+            self._room -= block.nbytes
             while self._room < 0 and len(self._blocks) > 1:
-                self._room += self._blocks.popitem(last=False)[1].nbytes
+                self._forget(next(iter(self._blocks)))
         return block
+
+    def passed(self, split: str, numbers: Iterable[int]) -> None:
+        """Hint that a reader has come to the end of these blocks and will not want them before the next epoch.
+
+        From a near storage they are forgotten at once: memory that is used again is several times as fast to read into
+        as fresh memory. From afar they stay, since a small dataset may be in memory whole by then.
+        """
+        if self.storage.at_once == 1:
+            with self._lock:
+                for number in numbers:
+                    self._forget((split, number))
 
     def close(self) -> None:
         """Forget all blocks and close the storage, which opens itself again when it is needed."""
@@ -86,6 +98,11 @@ class BlockReader:
             while self._blocks:
                 self._room += self._blocks.popitem()[1].nbytes
         self.storage.close()
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        block = self._blocks.pop(key, None)
+        if block is not None:
+            self._room += block.nbytes
 
     def _fetch(self, place: BlockPlace) -> bytes:
         key = ""
@@ -101,7 +118,7 @@ class BlockReader:
                 data = self.storage.read_range(place.shard, place.offset, place.bytes, place.shard_bytes, fresh)
             except DamagedData as error:
                 raise DamagedData(f"{error}: block {place.number} is incomplete: {REMEDY}.") from error
-            if zlib.crc32(data) == place.crc32:
+            if crc32(data) == place.crc32:
                 if self.cache is not None:
                     self.cache.put(key, data)
                 return data

@@ -16,12 +16,12 @@ import logging
 import os
 import threading
 import time
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from data_pipeline.checksum import crc32
 from data_pipeline.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -61,15 +61,15 @@ class BlockCache:
         """The name of an entry: SHA-256 over what decides its content (location, dataset hash, shard, range)."""
         return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()
 
-    def get(self, key: str, size: int, crc32: int) -> bytes | None:
-        """The entry if it is there and has that size and checksum; a damaged one is thrown away."""
+    def get(self, key: str, size: int, checksum: int) -> bytes | None:
+        """The entry if it is there and has that size and CRC-32; a damaged one is thrown away."""
         file = self._file(key)
         try:
             data = file.read_bytes()
         except OSError:
             self.counters["misses"] += 1
             return None
-        if len(data) != size or zlib.crc32(data) != crc32:
+        if len(data) != size or crc32(data) != checksum:
             self.counters["damaged"] += 1
             self.discard(key)
             return None
@@ -155,17 +155,3 @@ class BlockCache:
             yield descriptor
         finally:
             os.close(descriptor)
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash. Raises OSError."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,17 +1,17 @@
 """Opens a built dataset and reads its blocks: every byte that is handed out has been checked.
 
-What is checked when: on opening, the index's form, the tables' and the tokenizer's SHA-256 and every shard's size; on
-reading, each block's CRC-32. The SHA-256 of whole shards is left to :mod:`data_pipeline.verify`, since it reads all
-data.
+What is checked when: on opening, the index's form, the SHA-256 of the tables of blocks and of the tokenizer, and every
+shard's size; on reading, each block's CRC-32, and the SHA-256 of the documents table where it is used. The SHA-256 of
+whole shards is left to :mod:`data_pipeline.verify`, since it reads all data.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,17 +20,16 @@ import numpy as np
 from pydantic import ValidationError
 
 from data_pipeline.blocks import BlockPlace, BlockReader, OnDamage, Quarantine
-from data_pipeline.cache import BlockCache, write_whole
+from data_pipeline.cache import BlockCache
 from data_pipeline.errors import DataError
-from data_pipeline.schema import BLOCKS, DOCUMENTS, INDEX_FILE, Index, ShardInfo, SplitInfo, TableInfo, content_hash
+from data_pipeline.index_files import LARGEST_FILE, IndexFiles, check_blocks
+from data_pipeline.schema import BLOCKS, DOCUMENTS, INDEX_FILE, Index, ShardInfo, SplitInfo, content_hash
 from data_pipeline.split import SPLITS
 from data_pipeline.storage import REMEDY, DamagedData, LocalStorage, Storage, open_storage
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
-#: Bytes that a remote server may send as index.json or as the tokenizer's model.
-_LARGEST_FILE = 1 << 30
 #: Shards whose size is asked of a remote server on opening, so many at once; of a larger dataset the size is checked
 #: with each block, since every answer to a range request tells it.
 _ASKED, _AT_ONCE = 1024, 32
@@ -50,7 +49,7 @@ class Dataset:
         self,
         storage: Storage,
         index: Index,
-        files: Path,
+        files: IndexFiles,
         cache_bytes: int = 256 * 1024 * 1024,
         disk_cache: BlockCache | None = None,
         on_damage: OnDamage = "stop",
@@ -99,16 +98,15 @@ class Dataset:
             raise DataError(f"{file} is damaged or was changed (its hash does not fit its content): {REMEDY}.")
         temporary, cache = None, None
         if isinstance(storage, LocalStorage):
-            files = storage.directory
+            directory = storage.directory
         elif cache_dir is None:
             temporary = tempfile.TemporaryDirectory(prefix="pha-data-")
-            files = Path(temporary.name)
+            directory = Path(temporary.name)
         else:
             cache = BlockCache(cache_dir, cache_dir_bytes)
-            files = cache_dir / "datasets" / index.hash
-        if not isinstance(storage, LocalStorage):
-            fetch_files(storage, index, files)
-        check_hash(files / index.tokenizer.file, index.tokenizer.sha256)
+            directory = cache_dir / "datasets" / index.hash
+        files = IndexFiles(storage, directory)
+        files.require(index.tokenizer.file, index.tokenizer.sha256)
         check_shards(storage, index, on_damage)
         dataset = cls(storage, index, files, cache_bytes, cache, on_damage)
         dataset._temporary = temporary
@@ -141,9 +139,7 @@ class Dataset:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that wrote the dataset. Raises DataError if its file has changed."""
-        path = self._files / self.index.tokenizer.file
-        check_hash(path, self.index.tokenizer.sha256)
-        return load_tokenizer(path)
+        return load_tokenizer(self._files.require(self.index.tokenizer.file, self.index.tokenizer.sha256))
 
     def split(self, name: str) -> Split:
         """The split of that name. Raises DataError if the dataset was built without it."""
@@ -175,32 +171,56 @@ class Split:
         name: ``train``, ``validation`` or ``test``.
         documents, tokens, bytes, words: totals; tokens count separators, bytes and words are of the normalised text.
         bos_id: the separator's id.
-        blocks, document_table: the tables of :mod:`data_pipeline.schema`, mapped from disk.
+        blocks: the table of :mod:`data_pipeline.schema`, mapped from disk.
+        dtype: of the tokens as they are stored, little-endian uint16 or uint32.
         block_tokens: tokens of every block, int64 [blocks]: what an order is made from.
     """
 
     def __init__(
-        self, name: str, info: SplitInfo, bos_id: int, path: Path, reader: BlockReader, on_damage: OnDamage = "stop"
+        self,
+        name: str,
+        info: SplitInfo,
+        bos_id: int,
+        files: IndexFiles,
+        reader: BlockReader,
+        on_damage: OnDamage = "stop",
     ) -> None:
         self.name, self.info, self.bos_id = name, info, bos_id
         self.documents, self.tokens, self.bytes, self.words = info.documents, info.tokens, info.bytes, info.words
-        self.blocks = load_table(path, info.blocks_table, BLOCKS, info.blocks)
-        self.document_table = load_table(path, info.documents_table, DOCUMENTS, info.documents)
-        check_blocks(path / "index" / info.blocks_table.name, info, self.blocks, reader.dtype.itemsize)
+        self.blocks = files.table(info.blocks_table, BLOCKS, info.blocks)
+        check_blocks(files.directory / "index" / info.blocks_table.name, info, self.blocks, reader.dtype.itemsize)
         self.block_tokens: np.ndarray = self.blocks["tokens"].astype(np.int64)
-        self._reader, self._quarantine = reader, Quarantine(name, len(self.blocks), on_damage)
+        self.dtype = reader.dtype
+        self._files, self._reader = files, reader
+        self._quarantine = Quarantine(name, len(self.blocks), on_damage)
+
+    @cached_property
+    def document_table(self) -> np.ndarray:
+        """The table of :mod:`data_pipeline.schema`, fetched and checked when it is first asked for, since training on
+        a stream of tokens never does: it is four times as large as that of the blocks. Raises DataError.
+        """
+        return self._files.table(self.info.documents_table, DOCUMENTS, self.info.documents)
 
     @property
     def quarantined(self) -> list[dict[str, Any]]:
         """The damaged blocks that were met and left out so far, ready for JSON, by number: see :class:`Quarantine`."""
         return [record for _, record in sorted(self._quarantine.records.copy().items())]
 
+    @property
+    def has_quarantined(self) -> bool:
+        """Whether any block that was read is padding, because the stored one is damaged."""
+        return bool(self._quarantine.records)
+
     def is_quarantined(self, number: int) -> bool:
-        """Whether a block that was read is padding, because the stored one is damaged."""
+        """Whether this block was read and is padding, because the stored one is damaged."""
         return number in self._quarantine.records
 
     def read_block(self, number: int) -> np.ndarray:
-        """The tokens of a block, read-only, uint16 or uint32 [tokens].
+        """The tokens of a block, read-only, uint16 or uint32 [tokens]; see :meth:`read_blocks`."""
+        return self.read_blocks([number])[0]
+
+    def read_blocks(self, numbers: Sequence[int]) -> list[np.ndarray]:
+        """The tokens of blocks, read-only, uint16 or uint32 [tokens] each; from afar several at the same time.
 
         A damaged block raises, or with `quarantine` comes as so many separators; :meth:`is_quarantined` then tells.
 
@@ -208,18 +228,34 @@ class Split:
             DataError: the shard is missing or cut short, the block's checksum is wrong, or it cannot be reached.
             IndexError: there is no such block.
         """
+        found = self._reader.at_hand(self.name, numbers)
+        missing = sorted({number for number, block in zip(numbers, found, strict=True) if block is None})
+        if missing:
+            at_once = min(self._reader.storage.at_once, len(missing))
+            if at_once == 1:
+                fresh = dict(zip(missing, map(self._fetch, missing), strict=True))
+            else:
+                with ThreadPoolExecutor(at_once, thread_name_prefix="blocks") as pool:
+                    fresh = dict(zip(missing, pool.map(self._fetch, missing), strict=True))
+            found = [fresh[number] if block is None else block for number, block in zip(numbers, found, strict=True)]
+        return found  # type: ignore[return-value]  # nothing is missing any more
+
+    def passed(self, numbers: Iterable[int]) -> None:
+        """See :meth:`data_pipeline.blocks.BlockReader.passed`."""
+        self._reader.passed(self.name, numbers)
+
+    def _fetch(self, number: int) -> np.ndarray:
         if not 0 <= number < len(self.blocks):
             raise IndexError(f"block {number} of {len(self.blocks)}")
-        row = self.blocks[number]
-        shard = self.info.shards[int(row["shard"])]
-        place = BlockPlace(shard.name, shard.bytes, number, int(row["offset"]), int(row["bytes"]), int(row["crc32"]))
-        tokens = int(row["tokens"])
+        shard_number, offset, size, checksum, tokens, _ = self.blocks[number].item()
+        shard = self.info.shards[shard_number]
+        place = BlockPlace(self.name, shard.name, shard.bytes, number, offset, size, checksum)
         if not self.is_quarantined(number):
             try:
                 return self._reader.read(place)
             except DamagedData as error:
                 self._quarantine.admit(place, tokens, error)
-        padding = np.full(tokens, self.bos_id, dtype=self._reader.dtype)
+        padding = np.full(tokens, self.bos_id, dtype=self.dtype)
         padding.flags.writeable = False
         return padding
 
@@ -238,7 +274,7 @@ def read_index(place: Path | Storage) -> Index:
     storage = LocalStorage(place) if isinstance(place, Path) else place
     file = storage.shown(INDEX_FILE)
     try:
-        return Index.model_validate_json(storage.read(INDEX_FILE, _LARGEST_FILE))
+        return Index.model_validate_json(storage.read(INDEX_FILE, LARGEST_FILE))
     except DamagedData as error:
         what = f"has no {INDEX_FILE}, so it is no dataset"
         if isinstance(storage, LocalStorage) and not storage.directory.exists():
@@ -252,37 +288,6 @@ def read_index(place: Path | Storage) -> Index:
         raise DataError(f"{file} is damaged or of another version ({where}: {first['msg']}): {REMEDY}.") from error
     finally:
         storage.close()
-
-
-def fetch_files(storage: Storage, index: Index, target: Path) -> None:
-    """Copy the tables and the tokenizer's model of a remote dataset into `target`, each checked before it appears.
-
-    Files that are there and right stay; ranks that do this at the same time write the same bytes. Raises DataError.
-    """
-    wanted = [(index.tokenizer.file, index.tokenizer.sha256, _LARGEST_FILE)]
-    for info in index.splits.values():
-        for table, dtype, rows in (
-            (info.blocks_table, BLOCKS, info.blocks),
-            (info.documents_table, DOCUMENTS, info.documents),
-        ):
-            wanted.append((f"index/{table.name}", table.sha256, rows * dtype.itemsize + 4096))
-    for name, sha256, limit in wanted:
-        file = target / name
-        if file.exists() and _hash(file) == sha256:
-            continue
-        try:
-            data = storage.read(name, limit)
-        except DamagedData as error:
-            raise DataError(f"{error}: {REMEDY}.") from error
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise DataError(
-                f"{storage.shown(name)} is not the file that the dataset was built with (its SHA-256 differs): "
-                f"{REMEDY}."
-            )
-        try:
-            write_whole(file, data)
-        except OSError as error:
-            raise DataError(f"{file} cannot be written ({error.strerror}): choose another data.cache_dir.") from error
 
 
 def check_shards(storage: Storage, index: Index, on_damage: OnDamage) -> None:
@@ -307,62 +312,3 @@ def check_shards(storage: Storage, index: Index, on_damage: OnDamage) -> None:
                 raise DataError(f"{text}: {REMEDY}.")
             if text is not None:
                 log.warning("%s; its damaged blocks will be quarantined.", text)
-
-
-def check_blocks(file: Path, info: SplitInfo, blocks: np.ndarray, itemsize: int) -> None:
-    """Raises DataError if a row of the blocks table points outside its shard, or the rows do not add up."""
-    problem = None
-    if int(blocks["shard"].max()) >= len(info.shards):
-        problem = "a block lies in a shard that is not listed"
-    else:
-        sizes = np.array([shard.bytes for shard in info.shards], dtype=np.uint64)[blocks["shard"]]
-        # written so that no sum can overflow
-        if bool(np.any(blocks["offset"] > sizes)) or bool(np.any(blocks["bytes"] > sizes - blocks["offset"])):
-            problem = "a block lies beyond the end of its shard"
-        elif bool(np.any(blocks["bytes"] % itemsize)) or bool(np.any(blocks["bytes"] // itemsize != blocks["tokens"])):
-            problem = f"a block's tokens do not take {itemsize} bytes each"
-        elif int(blocks["tokens"].sum()) != info.tokens:
-            problem = f"the blocks' tokens are not the {info.tokens} of the split"
-        elif bool(np.any(np.diff(blocks["first_document"].astype(np.int64)) <= 0)) or not (
-            int(blocks["first_document"][0]) == 0 and int(blocks["first_document"][-1]) < info.documents
-        ):
-            problem = "the blocks' documents are not in order"
-    if problem is not None:
-        raise DataError(f"{file} is damaged or forged ({problem}): {REMEDY}.")
-
-
-def check_hash(file: Path, sha256: str) -> None:
-    """Raises DataError if a file is missing or does not have that SHA-256."""
-    try:
-        found = _hash(file)
-    except OSError as error:
-        raise DataError(f"{file} cannot be read ({error.strerror}): {REMEDY}.") from error
-    if found != sha256:
-        raise DataError(f"{file} is not the file that the dataset was built with (its SHA-256 differs): {REMEDY}.")
-
-
-def _hash(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def shard_size_problem(file: Path, size: int) -> str | None:
-    """What is wrong with a shard's existence or size (bytes), or None."""
-    try:
-        found = file.stat().st_size
-    except OSError:
-        return f"shard {file} is missing"
-    return None if found == size else f"shard {file} has {found} bytes instead of {size}"
-
-
-def load_table(path: Path, info: TableInfo, dtype: np.dtype[Any], rows: int) -> np.ndarray:
-    """Map a table below ``index/`` after checking its hash, type and length. Raises DataError."""
-    file = path / "index" / info.name
-    check_hash(file, info.sha256)
-    try:
-        table: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not a table ({error}): {REMEDY}.") from error
-    if table.dtype != dtype or table.shape != (rows,):
-        raise DataError(f"{file} does not fit {INDEX_FILE} ({table.shape[0]} rows, expected {rows}): {REMEDY}.")
-    return table

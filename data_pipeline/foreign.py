@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from webdataset.filters import _shuffle
 
+from data_pipeline.batch import Batch, RowBatch
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
-from data_pipeline.loader import Batch
-from data_pipeline.pack import pack_rows
 from data_pipeline.sources import SourceConfig, tars
 from data_pipeline.sources.files import expand
 from data_pipeline.tokenizer import Tokenizer
@@ -149,4 +148,4 @@ def _batches(documents: Iterator[list[int]], bos_id: int, seq_len: int, batch_si
         flat = np.array(waiting[:needed], dtype=np.int64)
         del waiting[: needed - 1]
         rows = np.lib.stride_tricks.sliding_window_view(flat, seq_len + 1)[::seq_len]
-        yield Batch(*pack_rows(rows, lengths, bos_id), first_sequence=number * batch_size * world)
+        yield RowBatch(number * batch_size * world, rows, lengths, bos_id)

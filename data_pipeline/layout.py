@@ -7,13 +7,13 @@ can write any shard, and the cut depends on nothing but the documents.
 from __future__ import annotations
 
 import json
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.build_plan import Plan, finished_directory
+from data_pipeline.checksum import crc32
 from data_pipeline.encode import ROWS, tokenizer_of
 from data_pipeline.encode import STAGE as ENCODED
 from data_pipeline.schema import BLOCKS, DOCUMENTS, ShardInfo
@@ -111,7 +111,7 @@ def write_shard(plan: Plan, split: SplitName, number: int) -> tuple[int, int]:
                 begin += int(sizes[row])
                 offset = writer.add(row, data)
                 assert offset == int(layout.blocks["offset"][row]), "the layout has to foretell the tar file"
-                checksums[index] = zlib.crc32(data)
+                checksums[index] = crc32(data)
         np.save(directory / "checksums.npy", checksums, allow_pickle=False)
         info = ShardInfo(
             name=name,

@@ -10,81 +10,17 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
-import numpy as np
-
+from data_pipeline.batch import Batch, read_batches, read_sequences
 from data_pipeline.dataset import Split
 from data_pipeline.errors import DataError
-from data_pipeline.pack import IGNORE, pack_documents, pack_rows
 from data_pipeline.stream import Stream
 
-__all__ = ["IGNORE", "Batch", "Loader", "evaluation_batches"]
-
+#: Rows that are read together, about: finding many places costs hardly more than finding one.
+_ROWS_AT_ONCE = 256
 #: How often (s) a waiting prefetcher looks whether it shall stop.
 _POLL = 0.05
-
-
-@dataclass
-class Batch:
-    """One rank's part of a global batch; see :func:`data_pipeline.pack.pack_rows` for the arrays.
-
-    Attributes:
-        tokens: int64 [B, T], inputs.
-        labels: int64 [B, T], the token after each input, or IGNORE.
-        documents: int32 [B, T], number of the document within its row.
-        first_sequence: global number of the first sequence of the *global* batch, the same on every rank.
-    """
-
-    tokens: np.ndarray
-    labels: np.ndarray
-    documents: np.ndarray
-    first_sequence: int
-
-
-def read_sequences(stream: Stream, numbers: Sequence[int | None], first_sequence: int) -> Batch:
-    """The sequences of these global numbers as a batch; None gives a row of padding.
-
-    A batch that lies across a change of the sequence length has the width of the longest. Raises DataError for bad
-    data.
-    """
-    width = max(stream.length_at(k) for k in ([k for k in numbers if k is not None] or [first_sequence]))
-    if stream.orders[0].whole_documents:
-        whole = [_documents(stream, k) if k is not None else [] for k in numbers]
-        return Batch(*pack_documents(whole, width, stream.bos_id), first_sequence)
-    rows = np.full((len(numbers), width + 1), stream.bos_id, dtype=np.int64)
-    lengths = np.zeros(len(numbers), dtype=np.int64)
-    holes: list[tuple[int, int, int]] = []
-    for b, k in enumerate(numbers):
-        if k is None:
-            continue
-        split, order, number = stream.find(k)
-        used = 0
-        for block, start, stop in order.locate(number):
-            rows[b, used : used + stop - start] = split.read_block(block)[start:stop]
-            if split.is_quarantined(block):
-                holes.append((b, used, used + stop - start))
-            used += stop - start
-        lengths[b] = used
-    tokens, labels, documents = pack_rows(rows, lengths, stream.bos_id)
-    for b, begin, end in holes:  # neither predict a token that is not known, nor from one
-        labels[b, max(0, begin - 1) : end] = IGNORE
-    return Batch(tokens, labels, documents, first_sequence)
-
-
-def _documents(stream: Stream, k: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and labels of each document in a sequence of whole ones; the end of a block ends its last document."""
-    split, order, number = stream.find(k)
-    found = []
-    for block, start, stop in order.locate(number):
-        tokens = split.read_block(block)
-        if split.is_quarantined(block):
-            found.append((tokens[start:stop], np.full(stop - start, IGNORE, dtype=np.int64)))
-            continue
-        labels = tokens[start + 1 : stop + 1]
-        found.append((tokens[start:stop], labels if stop < len(tokens) else np.append(labels, stream.bos_id)))
-    return found
 
 
 class Loader:
@@ -126,8 +62,8 @@ class Loader:
         start_step: int = 0,
         prefetch: int = 2,
     ) -> None:
-        self._batches = [(0, global_batch)] if isinstance(global_batch, int) else list(global_batch)
-        for _, size in self._batches:
+        self._sizes = [(0, global_batch)] if isinstance(global_batch, int) else list(global_batch)
+        for _, size in self._sizes:
             if size < 1 or world < 1 or size % world:
                 raise DataError(
                     f"the global batch of {size} sequences cannot be shared equally by {world} rank(s): choose a "
@@ -143,7 +79,7 @@ class Loader:
         elif seq_len is None:
             raise DataError("a loader of a split needs seq_len.")
         else:
-            first_size = self._batches[0][1]
+            first_size = self._sizes[0][1]
             splits = {source.name: source}
             self.stream = Stream(splits, seq_len=seq_len, lanes=lanes or first_size, seed=seed, shuffle=shuffle)
         self.order = self.stream.orders[0]
@@ -154,6 +90,7 @@ class Loader:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._batches = self._all_batches(start_sequence, start_step)
 
     @property
     def padding_share(self) -> float:
@@ -162,7 +99,7 @@ class Loader:
 
     def batch_size(self, step: int) -> int:
         """G of a step."""
-        return [size for first, size in self._batches if first <= step][-1]
+        return [size for first, size in self._sizes if first <= step][-1]
 
     def read(self, first_sequence: int, step: int | None = None) -> Batch:
         """This rank's part of the global batch that begins with that sequence, read now; changes nothing.
@@ -205,29 +142,45 @@ class Loader:
     def _next(self) -> Batch:
         if self._failure is not None:
             raise self._failure
-        if self._prefetch == 0:
-            return self.read(self.sequences_consumed)
-        if self._thread is None:  # not before it is needed: a loader may serve only for read()
-            arguments = (self.sequences_consumed, self._step)
-            self._thread = threading.Thread(target=self._read_ahead, args=arguments, name="loader", daemon=True)
-            self._thread.start()
-        found = self._queue.get()
-        if isinstance(found, BaseException):
-            self._failure = found
-            raise found
+        try:
+            if self._prefetch == 0:
+                return next(self._batches)
+            if self._thread is None:  # not before it is needed: a loader may serve only for read()
+                self._thread = threading.Thread(target=self._read_ahead, name="loader", daemon=True)
+                self._thread.start()
+            found = self._queue.get()
+            if isinstance(found, BaseException):
+                raise found
+        except BaseException as error:
+            self._failure = error
+            raise
         return found
 
-    def _read_ahead(self, first_sequence: int, step: int) -> None:
+    def _all_batches(self, first: int, step: int) -> Iterator[Batch]:
+        """This rank's parts of all global batches from this sequence and step on, read some at a time."""
+        while True:
+            size = self.batch_size(step)
+            local = size // self._world
+            count = 1
+            while (count + 1) * local <= _ROWS_AT_ONCE and self.batch_size(step + count) == size:
+                count += 1
+            firsts = range(first, first + count * size, size)
+            try:
+                yield from read_batches(self.stream, firsts, self._rank * local, local)
+            except DataError:  # up to the one that is damaged
+                for number, begin in enumerate(firsts):
+                    yield self.read(begin, step + number)
+            first, step = first + count * size, step + count
+
+    def _read_ahead(self) -> None:
         while not self._stop.is_set():
             try:
-                found: Batch | BaseException = self.read(first_sequence, step)
+                found: Batch | BaseException = next(self._batches)
             except BaseException as error:  # handed to the consumer, in the place of its batch
                 found = error
             self._put(found)
             if isinstance(found, BaseException):
                 return
-            first_sequence += self.batch_size(step)
-            step += 1
 
     def _put(self, item: Batch | BaseException) -> None:
         while not self._stop.is_set():

@@ -56,10 +56,20 @@ class Mixture:
 
     def locate(self, k: int) -> tuple[int, int]:
         """(component, its own sequence number) of global sequence k >= 0."""
-        segment = self._segments[bisect_right(self._firsts, k) - 1]
-        cycle, slot = divmod(k - segment.first, CYCLE)
-        c = int(segment.component[slot])
-        return c, int(segment.before[c]) + cycle * int(segment.slots[c]) + int(segment.occurrence[slot])
+        components, numbers = self.locate_all(np.array([k]))
+        return int(components[0]), int(numbers[0])
+
+    def locate_all(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """:meth:`locate` of several sequences, int64 [n]: their components and own numbers, int64 [n] each."""
+        places = np.searchsorted(self._firsts, numbers, side="right") - 1
+        found = np.empty((2, len(numbers)), dtype=np.int64)
+        for place in np.unique(places).tolist():
+            segment, chosen = self._segments[place], places == place
+            cycle, slot = np.divmod(numbers[chosen] - segment.first, CYCLE)
+            c = segment.component[slot]
+            found[0, chosen] = c
+            found[1, chosen] = segment.before[c] + cycle * segment.slots[c] + segment.occurrence[slot]
+        return found[0], found[1]
 
     def count(self, component: int, k: int) -> int:
         """How many of the first k sequences are that component's."""

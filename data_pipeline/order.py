@@ -37,6 +37,26 @@ class Piece(NamedTuple):
     stop: int
 
 
+class Pieces(NamedTuple):
+    """The pieces of several sequences, int64 [pieces] each: tokens [start, stop) of `block` belong to `row`.
+
+    Rows are in any order, the pieces of a row in that of its tokens.
+    """
+
+    row: np.ndarray
+    block: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Sequence[Pieces]) -> Pieces:
+        """Those of all parts, which share no row."""
+        if len(parts) == 1:
+            return parts[0]
+        empty = np.empty(0, dtype=np.int64)
+        return cls(*(np.concatenate([empty, *(part[i] for part in parts)]) for i in range(4)))
+
+
 class _Stage(NamedTuple):
     """The order from sequence `first` on, until the sequence length changes."""
 
@@ -113,24 +133,35 @@ class Order:
 
     def epoch_of(self, k: int) -> int:
         """The epoch that global sequence k belongs to."""
-        stage = self._stage(k)
-        beyond = k - stage.first - stage.carried * self.lanes
-        if beyond < 0:
-            return stage.epoch
-        return stage.epoch + (stage.carried > 0) + beyond // (self._rows(stage.seq_len) * self.lanes)
+        return int(self.epochs_of(np.array([k]))[0])
+
+    def epochs_of(self, numbers: np.ndarray) -> np.ndarray:
+        """The epochs that global sequences belong to, int64 [n]."""
+        return self._ranges(numbers)[0]
 
     def locate(self, k: int) -> list[Piece]:
-        """The pieces of blocks that make up the tokens of global sequence k, in order.
+        """The pieces of blocks that make up the tokens of global sequence k, in order; see :meth:`locate_all`."""
+        found = self.locate_all(np.array([k]))
+        parts = (part.tolist() for part in (found.block, found.start, found.stop))
+        return [Piece(*piece) for piece in zip(*parts, strict=True)]
 
-        Together they have T + 1 tokens, the last of which is only a label; fewer at the end of the epoch's stream
-        (or of a lane, where the sequence length has changed), and none beyond it. Raises IndexError for a negative k.
+    def locate_all(self, numbers: np.ndarray) -> Pieces:
+        """The pieces of blocks that make up the tokens of the global sequences `numbers`, int64 [n].
+
+        Together a sequence's pieces have T + 1 tokens, the last of which is only a label; fewer at the end of the
+        epoch's stream (or of a lane, where the sequence length has changed), and none beyond it. Raises IndexError
+        for a negative number.
         """
-        if k < 0:
-            raise IndexError(f"sequence {k}")
-        start, stop = self._range(k)
-        if start >= min(stop, self.tokens - 1):
-            return []
-        return [Piece(*run) for run in self._stream.runs(self.epoch_of(k), start, min(stop + 1, self.tokens))]
+        if len(numbers) and int(numbers.min()) < 0:
+            raise IndexError(f"sequence {int(numbers.min())}")
+        epochs, starts, stops = self._ranges(numbers)
+        rows = np.flatnonzero(starts < np.minimum(stops, self.tokens - 1))
+        found = []
+        for epoch in sorted(set(epochs[rows].tolist())):
+            chosen = rows[epochs[rows] == epoch]
+            runs = self._stream.runs(epoch, starts[chosen], np.minimum(stops[chosen] + 1, self.tokens))
+            found.append(Pieces(chosen[runs.range], runs.unit, runs.start, runs.stop))
+        return Pieces.joined(found)
 
     def permutation(self, epoch: int) -> np.ndarray:
         """Block numbers in the order of that epoch, int64 [blocks]."""
@@ -142,17 +173,31 @@ class Order:
     def _stage(self, k: int) -> _Stage:
         return self._stages[bisect_right(self._firsts, k) - 1] if len(self._stages) > 1 else self._stages[0]
 
-    def _range(self, k: int) -> tuple[int, int]:
-        """The inputs of sequence k as a range of its epoch's stream, not clipped at its end."""
-        stage = self._stage(k)
-        length = stage.seq_len
-        row, lane = divmod(k - stage.first, self.lanes)
-        if row < stage.carried:
-            start = int(stage.done[lane]) + row * length
-            return lane * stage.cut + start, lane * stage.cut + min(start + length, stage.cut)
-        rows = self._rows(length)
-        start = (lane * rows + (row - stage.carried) % rows) * length
-        return start, start + length
+    def _ranges(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(epoch, start, stop) of global sequences: their inputs in their epoch's stream, not clipped at its end."""
+        if len(self._stages) == 1:
+            return self._ranges_in(self._stages[0], numbers)
+        places = np.searchsorted(self._firsts, numbers, side="right") - 1
+        found = np.empty((3, len(numbers)), dtype=np.int64)
+        for place in np.unique(places).tolist():
+            chosen = places == place
+            found[:, chosen] = self._ranges_in(self._stages[place], numbers[chosen])
+        return found[0], found[1], found[2]
+
+    def _ranges_in(self, stage: _Stage, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        length, rows = stage.seq_len, self._rows(stage.seq_len)
+        row, lane = np.divmod(numbers - stage.first, self.lanes)
+        epoch, fresh = np.divmod(row - stage.carried, rows)
+        epoch += stage.epoch + (stage.carried > 0)
+        start = (lane * rows + fresh) * length
+        stop = start + length
+        if stage.carried:
+            carried = row < stage.carried
+            done = stage.done[lane] + row * length
+            epoch[carried] = stage.epoch
+            start = np.where(carried, lane * stage.cut + done, start)
+            stop = np.where(carried, lane * stage.cut + np.minimum(done + length, stage.cut), stop)
+        return epoch, start, stop
 
     def _next_stage(self, first: int, length: int) -> _Stage:
         """The stage that follows the last one at sequence `first`. Raises DataError if it does not lie behind it."""

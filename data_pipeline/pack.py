@@ -12,7 +12,7 @@ def pack_rows(rows: np.ndarray, lengths: np.ndarray, bos_id: int) -> tuple[np.nd
     """Inputs, labels and document numbers of B sequences.
 
     Args:
-        rows: int64 [B, T + 1]; row b holds ``lengths[b]`` tokens and then anything.
+        rows: integers [B, T + 1]; row b holds ``lengths[b]`` tokens and then anything.
         lengths: int [B], from 0 to T + 1.
         bos_id: the separator, which begins a document and fills the padding.
 
@@ -23,7 +23,7 @@ def pack_rows(rows: np.ndarray, lengths: np.ndarray, bos_id: int) -> tuple[np.nd
             a row counts as one more document, so that no mask lets it see text.
     """
     length = rows.shape[1] - 1
-    tokens, labels = rows[:, :-1].copy(), rows[:, 1:].copy()
+    tokens, labels = rows[:, :-1].astype(np.int64), rows[:, 1:].astype(np.int64)
     begins = tokens == bos_id
     begins[:, 0] = False
     documents = np.cumsum(begins, axis=1, dtype=np.int32)

@@ -151,6 +151,8 @@ class HttpTransport:
 class RemoteStorage(Storage):
     """Files behind a :class:`Transport`. A file's ETag must stay what it was when it was first seen."""
 
+    at_once = 16
+
     def __init__(self, location: str, transport: Transport, policy: RetryPolicy) -> None:
         super().__init__(location)
         self._transport, self._policy = transport, policy

@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import shutil
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from webdataset.writer import TarWriter
 
+from data_pipeline.checksum import crc32
 from data_pipeline.schema import BLOCKS, DOCUMENTS, ShardInfo, SplitInfo, TableInfo
 
 #: Data follows the member's 512-byte header; USTAR needs no second header for our short names.
@@ -241,7 +241,7 @@ class SplitWriter:
         if self._shard is None:
             self._shard = ShardWriter(self.directory / shard_name(self.name, len(self._shards)))
         offset = self._shard.add(self._blocks.rows, data)
-        row = (len(self._shards), offset, len(data), zlib.crc32(data), self._block_size, self._documents.rows)
+        row = (len(self._shards), offset, len(data), crc32(data), self._block_size, self._documents.rows)
         self._blocks.append([row])
         self._documents.append(self._rows)
         self.tokens += self._block_size

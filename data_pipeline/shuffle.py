@@ -30,12 +30,16 @@ _CACHED_EPOCHS = 2
 _CACHED_GROUPS = 2048
 
 
-class Run(NamedTuple):
-    """Elements [start, stop) of a unit."""
+class Runs(NamedTuple):
+    """Elements [start, stop) of units, for several ranges at once; int64 [runs] each, in the order of the ranges.
 
-    unit: int
-    start: int
-    stop: int
+    `range` is the number of the range that a run belongs to.
+    """
+
+    range: np.ndarray
+    unit: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
 
 
 class _Line(NamedTuple):
@@ -72,14 +76,18 @@ class Shuffled:
         self._inner: OrderedDict[tuple[int, int], _Line] = OrderedDict()
         self._lock = threading.Lock()
 
-    def runs(self, epoch: int, start: int, stop: int) -> list[Run]:
-        """Where the epoch's elements [start, stop) lie, in order; 0 <= start and stop <= total."""
+    def runs(self, epoch: int, starts: np.ndarray, stops: np.ndarray) -> Runs:
+        """Where the epoch's elements [starts, stops) lie, range after range; 0 <= starts < stops <= total."""
+        found = _runs(self._epoch(epoch), starts, stops)
         if not self._groups:
-            return _runs(self._epoch(epoch), start, stop)
-        found = []
-        for group, first, last in _runs(self._epoch(epoch), start, stop):
-            found += _runs(self._group(epoch, group), first, last)
-        return found
+            return found
+        # A lane stays in its group for long, so there are about as many groups as ranges, and no better way.
+        inner = [
+            _runs(self._group(epoch, int(group)), found.start[i : i + 1], found.stop[i : i + 1])
+            for i, group in enumerate(found.unit)
+        ]
+        number = np.repeat(found.range, [len(runs.unit) for runs in inner])
+        return Runs(number, *(np.concatenate([runs[part] for runs in inner]) for part in (1, 2, 3)))
 
     def permutation(self, epoch: int) -> np.ndarray:
         """All units in the order of that epoch, int64 [units]. Costs O(units): for tests and for small datasets."""
@@ -129,13 +137,14 @@ def _line(units: np.ndarray, sizes: np.ndarray) -> _Line:
     return _Line(units, starts)
 
 
-def _runs(line: _Line, start: int, stop: int) -> list[Run]:
-    found = []
-    i = int(line.starts.searchsorted(start, side="right")) - 1
-    while start < stop:
-        begin, end = int(line.starts[i]), min(int(line.starts[i + 1]), stop)
-        if end > start:
-            found.append(Run(int(line.units[i]), start - begin, end - begin))
-            start = end
-        i += 1
-    return found
+def _runs(line: _Line, starts: np.ndarray, stops: np.ndarray) -> Runs:
+    first = line.starts.searchsorted(starts, side="right") - 1
+    counts = line.starts.searchsorted(stops, side="left") - first
+    number = np.repeat(np.arange(len(starts)), counts)
+    place = np.arange(len(number)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+    begin = line.starts[place]
+    inside = np.maximum(starts[number], begin) - begin
+    end = np.minimum(stops[number], line.starts[place + 1]) - begin
+    runs = Runs(number, line.units[place], inside, end)
+    empty = end <= inside  # units without elements
+    return Runs(*(part[~empty] for part in runs)) if empty.any() else runs

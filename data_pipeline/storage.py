@@ -42,8 +42,11 @@ class Storage(ABC):
 
     Attributes:
         location: what the user gave, for messages.
+        at_once: reads that gain from being made at the same time; 1 where there is no latency to hide.
         counters: requests, bytes, retries and faults by kind, as far as the kind of storage knows them.
     """
+
+    at_once = 1
 
     def __init__(self, location: str | Path) -> None:
         self.location = location

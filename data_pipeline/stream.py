@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
+
 from data_pipeline.best_fit import PackedOrder
 from data_pipeline.dataset import Split
 from data_pipeline.errors import DataError
 from data_pipeline.mixture import Mixture
-from data_pipeline.order import Order
+from data_pipeline.order import Order, Pieces
 
 Packing = Literal["concatenate", "best_fit"]
 
@@ -53,7 +55,7 @@ class Stream:
             make_order(split, self._component_lengths(c), lanes, seed, shuffle, packing, first_epoch)
             for c, split in enumerate(self.splits)
         )
-        self.bos_id = self.splits[0].bos_id
+        self.bos_id, self.dtype = self.splits[0].bos_id, self.splits[0].dtype
 
     def find(self, k: int) -> tuple[Split, Order | PackedOrder, int]:
         """The split of global sequence k, its order, and k's number within it."""
@@ -63,9 +65,37 @@ class Stream:
         component, number = self._mixture.locate(k)
         return self.splits[component], self.orders[component], number
 
+    def locate_all(self, numbers: np.ndarray) -> list[tuple[Split, Pieces]]:
+        """Where the tokens of global sequences lie, int64 [n]: for each split that has some of them its pieces.
+
+        A piece's row is the sequence's place in `numbers`. Not for whole documents.
+        """
+        numbers = numbers - self.origin
+        if self._mixture is None:
+            return [(self.splits[0], self._order_of_rows(0).locate_all(numbers))]
+        components, own = self._mixture.locate_all(numbers)
+        found = []
+        for component in np.unique(components).tolist():
+            rows = np.flatnonzero(components == component)
+            pieces = self._order_of_rows(component).locate_all(own[rows])
+            found.append((self.splits[component], pieces._replace(row=rows[pieces.row])))
+        return found
+
     def length_at(self, k: int) -> int:
         """T of global sequence k."""
         return [length for first, length in self._lengths if first <= k - self.origin][-1]
+
+    def longest(self, numbers: np.ndarray) -> int:
+        """The largest T among global sequences, int64 [n] of at least one."""
+        if len(self._lengths) == 1:
+            return self._lengths[0][1]
+        firsts, lengths = np.array(self._lengths).T
+        return int(lengths[firsts.searchsorted(numbers - self.origin, side="right") - 1].max())
+
+    @property
+    def whole_documents(self) -> bool:
+        """Whether sequences are made of whole documents (best-fit packing) and not cut from a stream of them."""
+        return self.orders[0].whole_documents
 
     def last_epoch(self, k: int) -> int:
         """The highest epoch that any component is in when the sequences before k have been read."""
@@ -82,6 +112,11 @@ class Stream:
             return self.orders[0].padding_share
         shares = self._mixture.shares(0)
         return sum(float(s) * order.padding_share for s, order in zip(shares, self.orders, strict=True))
+
+    def _order_of_rows(self, component: int) -> Order:
+        order = self.orders[component]
+        assert isinstance(order, Order)
+        return order
 
     def _component_lengths(self, component: int) -> list[tuple[int, int]]:
         """The changes of T at the component's own numbers; of several at the same one, the last counts."""

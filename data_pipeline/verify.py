@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_pipeline.dataset import check_hash, load_table, read_index, shard_size_problem
+from data_pipeline.checksum import crc32
+from data_pipeline.dataset import read_index
 from data_pipeline.errors import DataError
+from data_pipeline.index_files import IndexFiles, check_hash, shard_size_problem
 from data_pipeline.schema import BLOCKS, DOCUMENTS, Index, ShardInfo, SplitInfo, content_hash
 from data_pipeline.split import document_hash
+from data_pipeline.storage import LocalStorage
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer
 
 #: Documents a split that are decoded and compared with their stored hash.
@@ -102,8 +104,9 @@ class _SplitCheck:
         for shard in self.info.shards:
             self._check_shard_file(shard)
         try:
-            blocks = load_table(self.path, self.info.blocks_table, BLOCKS, self.info.blocks)
-            documents = load_table(self.path, self.info.documents_table, DOCUMENTS, self.info.documents)
+            files = IndexFiles(LocalStorage(self.path), self.path)
+            blocks = files.table(self.info.blocks_table, BLOCKS, self.info.blocks)
+            documents = files.table(self.info.documents_table, DOCUMENTS, self.info.documents)
         except DataError as error:
             self.problem(str(error))
             return
@@ -152,7 +155,7 @@ class _SplitCheck:
         block = blocks[row]
         handle.seek(int(block["offset"]))
         data = handle.read(int(block["bytes"]))
-        if len(data) < int(block["bytes"]) or zlib.crc32(data) != int(block["crc32"]):
+        if len(data) < int(block["bytes"]) or crc32(data) != int(block["crc32"]):
             self.problem(f"{file}: block {row} is {'cut short' if len(data) < block['bytes'] else 'corrupt'}.")
             self.complete = False
             return

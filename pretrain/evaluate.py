@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from data_pipeline.batch import Batch
 from data_pipeline.dataset import Split
-from data_pipeline.loader import IGNORE, Batch, evaluation_batches
+from data_pipeline.loader import evaluation_batches
 from pretrain.config import EvalConfig
+from pretrain.data import to_device
 from pretrain.distributed import World
 
 LossSum = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -41,18 +43,6 @@ class Evaluation:
         return asdict(self)
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """(tokens, labels, documents) of a batch as tensors [B, T] on the device."""
-    arrays = (batch.tokens, batch.labels, batch.documents)
-    tokens, labels, documents = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-    return tokens, labels, documents
-
-
-def count_labels(batch: Batch) -> int:
-    """How many positions of the batch are predicted (padding is not)."""
-    return int((batch.labels != IGNORE).sum())
-
-
 def accumulate(
     loss_sum: LossSum,
     batches: Iterable[Batch],
@@ -63,7 +53,7 @@ def accumulate(
     nats, tokens = 0.0, 0
     for batch in batches:
         nats += float(loss_sum(*to_device(batch, device)))
-        tokens += count_labels(batch)
+        tokens += batch.predictions
         if interrupted():
             break
     return nats, tokens

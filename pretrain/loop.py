@@ -9,12 +9,13 @@ from typing import Protocol
 
 import torch
 
-from data_pipeline.loader import Batch, Loader
+from data_pipeline.batch import Batch
+from data_pipeline.loader import Loader
 from pretrain.config import RunConfig
+from pretrain.data import to_device
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine
 from pretrain.errors import RunFailed
-from pretrain.evaluate import count_labels, to_device
 from pretrain.metrics import Throughput
 from pretrain.schedule import learning_rate
 from pretrain.signals import StopFlag
@@ -104,7 +105,7 @@ class Trainer:
         self.throughput.start()
         waited_before = self.loader.wait_seconds
         batch = next(self.loader)
-        tokens, stop = self.ranks.sum(count_labels(batch), bool(self.stop))
+        tokens, stop = self.ranks.sum(batch.predictions, bool(self.stop))
         # Dropout is a function of (seed, step, rank): a resumed run needs no saved generator states.
         torch.manual_seed(step_seed(self.config.train.seed, state.step, self.ranks.world.rank))
 

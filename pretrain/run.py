@@ -13,25 +13,27 @@ from typing import Any
 
 import torch
 
+from data_pipeline.batch import read_sequences
 from data_pipeline.corpus import Corpus
-from data_pipeline.loader import Loader, read_sequences
+from data_pipeline.loader import Loader
 from data_pipeline.stream import Stream
 from model.config import BRANCHES
 from model.flops import flops_per_token
 from pretrain import data_plan, metrics
 from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
 from pretrain.config import RunConfig
-from pretrain.data import open_corpus
+from pretrain.data import open_corpus, to_device
 from pretrain.deepspeed_config import batch_split
 from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
 from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError, RunFailed
-from pretrain.evaluate import accumulate, batches_of, count_labels, summarise, to_device
+from pretrain.evaluate import accumulate, batches_of, summarise
 from pretrain.hardware import peak_flops, usable_cores
 from pretrain.heartbeat import Heartbeat
 from pretrain.inference import save_weights, write_sample
 from pretrain.loggers import Logger, Terminal, open_wandb, setup_logging
 from pretrain.loop import Outcome, StepResult, Trainer
+from pretrain.quarantine import QuarantineList
 from pretrain.rundir import RunDirectory, config_hash
 from pretrain.signals import StopFlag
 from pretrain.state import CheckpointInfo, TrainState
@@ -113,6 +115,7 @@ class Run:
         self.loggers: list[Logger] = []
         self.metrics: metrics.MetricsFile | None = None
         self.state.data.made_with = data_plan.identity(config, dataset)
+        self.quarantine = QuarantineList(directory.quarantine, dataset, self.world.rank)
         self._streams: dict[str, Stream] = {}
         self.peak_flops = sum(ranks.sum(peak_flops(self.engine.device)))
 
@@ -146,6 +149,7 @@ class Run:
         """Writes a training record every `logging.every` steps, and at the first and the last."""
         step = self.state.step
         self.heartbeat.beat("train", step)
+        self.quarantine.note(step)
         if step % self.config.logging.every and step not in (1, self.config.train.steps):
             return
         rate, waited = throughput.reading()
@@ -185,6 +189,7 @@ class Run:
                 local = accumulate(self.engine.loss_sum, batches, self.engine.device, interrupted)
             if cut_short:
                 return False
+            self.quarantine.note(self.state.step)
             nats, tokens = self.ranks.sum(*local)
             parts[name] = summarise("validation", split, nats, int(tokens))
         result = data_plan.combine(self.config, "validation", parts)
@@ -339,7 +344,7 @@ class Run:
         one = read_sequences(stream, [first.first_sequence + self.world.rank], first.first_sequence)
         with self.engine.evaluating():
             nats = float(self.engine.loss_sum(*to_device(one, self.engine.device)))
-        total, tokens = self.ranks.sum(nats, count_labels(one))
+        total, tokens = self.ranks.sum(nats, one.predictions)
         return total / max(tokens, 1.0)
 
     def _begin_checkpoint(self, step: int) -> str:

@@ -71,8 +71,8 @@ def missing_table(copy):
 
 
 def flipped_table(copy):
-    flip(copy / "index" / "validation.documents.npy", -3)
-    return r"validation\.documents\.npy is not the file"
+    flip(copy / "index" / "validation.blocks.npy", -3)
+    return r"validation\.blocks\.npy is not the file"
 
 
 DAMAGES = [
@@ -96,6 +96,15 @@ def test_damage_is_found_on_opening(copy, damage):
     with pytest.raises(DataError, match=message) as error:
         Dataset.open(copy)
     assert is_one_sentence(error.value)
+
+
+def test_a_damaged_documents_table_is_found_where_it_is_used(copy):
+    flip(copy / "index" / "validation.documents.npy", -3)
+    with Dataset.open(copy) as dataset:
+        dataset.split("validation").read_block(0)
+        with pytest.raises(DataError, match=r"validation\.documents\.npy is not the file") as error:
+            next(dataset.split("validation").iter_documents())
+        assert is_one_sentence(error.value)
 
 
 def test_no_dataset_at_all(tmp_path):

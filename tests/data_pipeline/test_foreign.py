@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from data_pipeline.batch import RowBatch
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DataError
 from data_pipeline.foreign import stream_batches
-from data_pipeline.loader import Batch
 from pretrain.cli import app
 
 
@@ -33,7 +33,7 @@ def test_batches_hold_the_tokens_of_the_archives(shards, texts, dataset):
     tokenizer = dataset.tokenizer()
     stream = [token for text in texts for token in (tokenizer.bos_id, *tokenizer.encode(text))]
     batches = list(stream_batches([str(shards / "*.tar")], tokenizer, seq_len=64, batch_size=4))
-    assert all(isinstance(batch, Batch) and batch.tokens.shape == (4, 64) for batch in batches)
+    assert all(isinstance(batch, RowBatch) and batch.tokens.shape == (4, 64) for batch in batches)
     assert [batch.first_sequence for batch in batches] == list(range(0, 4 * len(batches), 4))
     seen = np.concatenate([batch.tokens.reshape(-1) for batch in batches])
     assert len(stream) - len(seen) <= 4 * 64

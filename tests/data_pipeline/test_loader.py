@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
@@ -8,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.dataset import Dataset
+from data_pipeline.batch import IGNORE, read_sequences
+from data_pipeline.dataset import Dataset, Split
 from data_pipeline.errors import DataError
-from data_pipeline.loader import IGNORE, Loader, evaluation_batches
+from data_pipeline.loader import Loader, evaluation_batches
 
 ARRAYS = ("tokens", "labels", "documents")
 SHARED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -92,22 +94,59 @@ def test_resuming_from_the_consumed_count_continues_exactly(dataset):
         assert same(next(resumed), expected)
 
 
-def test_exceptions_surface_at_their_batch_and_stay(dataset, monkeypatch):
-    loader = Loader(dataset.split("train"), seq_len=16, global_batch=2, prefetch=3)
-    honest = loader.read
+@pytest.mark.parametrize("prefetch", [0, 3])
+def test_exceptions_surface_at_their_batch_and_stay(dataset, monkeypatch, prefetch):
+    honest = Split.read_blocks
+    calls = itertools.count()
 
-    def read(first, step):
-        if first == 8:
+    def read_blocks(split, numbers):
+        if len(numbers) > 2 or next(calls) == 4:  # many at once, and then the fifth batch alone
             raise DataError("block 5 is corrupt.")
-        return honest(first, step)
+        return honest(split, numbers)
 
-    monkeypatch.setattr(loader, "read", read)
+    monkeypatch.setattr(Split, "read_blocks", read_blocks)
+    loader = Loader(dataset.split("train"), seq_len=16, global_batch=2, prefetch=prefetch)
     assert [next(loader).first_sequence for _ in range(4)] == [0, 2, 4, 6]
     for _ in range(2):
         with pytest.raises(DataError, match="block 5"):
             next(loader)
     assert loader.sequences_consumed == 8
     loader.close()
+
+
+@SHARED
+@given(
+    st.integers(0, 10**5),
+    st.integers(1, 40),
+    st.sampled_from([(1, 1), (2, 3), (5, 7), (12, 30)]),
+    st.booleans(),
+)
+def test_batches_read_together_are_those_read_alone(dataset, start, seq_len, sizes, shuffle):
+    split = dataset.split("train")
+    schedule = [(0, sizes[0]), (3, sizes[1])]
+    loader = Loader(
+        split, seq_len=seq_len, global_batch=schedule, lanes=5, shuffle=shuffle, start_sequence=start, prefetch=0
+    )
+    first = start
+    for step in range(8):
+        batch = next(loader)
+        numbers = range(first, first + sizes[step >= 3])
+        assert batch.first_sequence == first
+        for place, k in enumerate(numbers):
+            alone = read_sequences(loader.stream, [k], k)
+            for name in ARRAYS:
+                assert np.array_equal(getattr(batch, name)[place], getattr(alone, name)[0])
+        first = numbers.stop
+
+
+def test_blocks_that_were_passed_are_let_go_and_come_back(dataset):
+    split = dataset.split("train")
+    loader = Loader(split, seq_len=100, global_batch=2, prefetch=0)
+    epoch = loader.order.sequences_per_epoch
+    first = [loader.read(k).tokens for k in range(0, epoch, 2)]
+    held = split._reader.at_hand("train", range(len(split.blocks)))
+    assert sum(block is not None for block in held) < len(held) / 2
+    assert all(np.array_equal(loader.read(2 * i).tokens, tokens) for i, tokens in enumerate(first))
 
 
 def test_damaged_shard_stops_a_loader(copy):

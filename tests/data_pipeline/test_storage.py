@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.batch import IGNORE
 from data_pipeline.cache import BlockCache
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DataError
-from data_pipeline.loader import IGNORE, Loader
+from data_pipeline.loader import Loader
 from data_pipeline.remote import HttpTransport, RemoteStorage, RetryPolicy
 from data_pipeline.storage import DamagedData, LocalStorage, open_storage
 from tests.data_pipeline.fault_server import FaultServer

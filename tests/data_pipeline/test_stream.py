@@ -7,8 +7,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.batch import IGNORE
 from data_pipeline.errors import DataError
-from data_pipeline.loader import IGNORE, Loader
+from data_pipeline.loader import Loader
 from data_pipeline.mixture import CYCLE, Mixture
 from data_pipeline.stream import Stream
 
