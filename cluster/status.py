@@ -34,6 +34,8 @@ class RunStatus:
     tokens_per_s: float | None
     checkpoints: list[int]
     ranks: list[RankStatus]
+    quarantined: int
+    """Damaged blocks of data that were left out."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -64,6 +66,7 @@ def read_status(run: Path) -> RunStatus:
         tokens_per_s=last.get("tokens_per_s"),
         checkpoints=checkpoints,
         ranks=sorted(_heartbeats(run / "heartbeats"), key=lambda r: r.rank),
+        quarantined=_quarantined(run / "quarantine.jsonl"),
     )
 
 
@@ -78,6 +81,18 @@ def _last_training_record(path: Path) -> dict[str, Any]:
         if record.get("kind") == "train":
             return record
     return {}
+
+
+def _quarantined(path: Path) -> int:
+    """Distinct blocks in `quarantine.jsonl`: two ranks that meet the same one both list it."""
+    found = set()
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found.add((record.get("dataset"), record.get("split"), record.get("block")))
+    return len(found)
 
 
 def _heartbeats(folder: Path) -> list[RankStatus]:

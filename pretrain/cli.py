@@ -200,6 +200,8 @@ def status(run: RunArgument, as_json: Json = False) -> None:
         return
     rate = f", {found.tokens_per_s:,.0f} tokens/s" if found.tokens_per_s else ""
     title = f"{found.run}: step {found.step} of {found.steps}, loss {found.loss}{rate}; checkpoints {found.checkpoints}"
+    if found.quarantined:
+        title += f"; {found.quarantined} damaged block(s) of data left out, see quarantine.jsonl"
     rows = [(str(r.rank), r.host, r.phase, str(r.step), f"{r.age_s:.0f} s ago") for r in found.ranks]
     print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
 

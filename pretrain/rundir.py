@@ -39,6 +39,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def quarantine(self) -> Path:
+        """One JSON object a damaged block of data that was left out; absent if there was none."""
+        return self.path / "quarantine.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder a checkpoint."""
         return self.path / "checkpoints"

@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from data_pipeline.dataset import Dataset
+from data_pipeline.loader import Loader
 from pretrain.checkpoint import MANIFEST, MARKER, newest
 from pretrain.files import sha256
 from tests.conftest import write_corpus
@@ -109,3 +111,24 @@ def test_the_rank_that_failed_first_is_the_one_that_speaks(tiny_dataset, tmp_pat
     assert shard.name in said
     assert "Traceback" not in said
     assert time.monotonic() - started < 100
+
+
+def test_damaged_data_is_left_out_and_listed_by_choice(tiny_dataset, tmp_path):
+    dataset = shutil.copytree(tiny_dataset, tmp_path / "data")
+    with Dataset.open(dataset) as sound:
+        split = sound.split("train")
+        block = Loader(split, seq_len=32, global_batch=8).order.locate(0)[0].block  # the run's first sequence
+        row = split.blocks[block]
+        shard = dataset / split.info.shards[int(row["shard"])].name
+    data = bytearray(shard.read_bytes())
+    data[int(row["offset"]) + 7] ^= 1
+    shard.write_bytes(data)
+    run = tmp_path / "run"
+    config = write_config(tmp_path, dataset, run)
+    fails_with(pha("train", config, *ALONE, f"run_dir={tmp_path / 'stopped'}"), f"block {block} is corrupt")
+    for steps in (3, 5):  # a resume does not list it again
+        result = pha("train", config, *ALONE, f"train.steps={steps}", "data.on_damage=quarantine", "eval.every=0")
+        assert result.returncode == 0, result.stderr
+    (record,) = [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
+    assert (record["split"], record["block"], record["tokens"]) == ("train", block, int(row["tokens"]))
+    assert "1 damaged block(s)" in pha("status", run).stdout.replace("\n", " ")
