@@ -18,6 +18,8 @@ from data_pipeline.storage import REMEDY, DamagedData, LocalStorage, Storage
 LARGEST_FILE = 1 << 30
 #: Bytes that are asked for at once.
 _PIECE = 1 << 25
+#: Rows of a table that are checked at once, so that the copies stay small.
+_ROWS = 1 << 18
 #: More than the header of a table's file.
 _HEADER = 4096
 
@@ -94,24 +96,34 @@ class IndexFiles:
 
 def check_blocks(file: Path, info: SplitInfo, blocks: np.ndarray, itemsize: int) -> None:
     """Raises DataError if a row of the blocks table points outside its shard, or the rows do not add up."""
-    problem = None
-    if int(blocks["shard"].max()) >= len(info.shards):
-        problem = "a block lies in a shard that is not listed"
-    else:
-        sizes = np.array([shard.bytes for shard in info.shards], dtype=np.uint64)[blocks["shard"]]
-        # written so that no sum can overflow
-        if bool(np.any(blocks["offset"] > sizes)) or bool(np.any(blocks["bytes"] > sizes - blocks["offset"])):
-            problem = "a block lies beyond the end of its shard"
-        elif bool(np.any(blocks["bytes"] % itemsize)) or bool(np.any(blocks["bytes"] // itemsize != blocks["tokens"])):
-            problem = f"a block's tokens do not take {itemsize} bytes each"
-        elif int(blocks["tokens"].sum()) != info.tokens:
-            problem = f"the blocks' tokens are not the {info.tokens} of the split"
-        elif bool(np.any(np.diff(blocks["first_document"].astype(np.int64)) <= 0)) or not (
-            int(blocks["first_document"][0]) == 0 and int(blocks["first_document"][-1]) < info.documents
-        ):
-            problem = "the blocks' documents are not in order"
+    sizes = np.array([shard.bytes for shard in info.shards], dtype=np.uint64)
+    tokens, before, problem = 0, -1, None
+    for start in range(0, len(blocks), _ROWS):
+        part = blocks[start : start + _ROWS]
+        problem = problem or _block_problem(part, sizes, itemsize)
+        tokens += int(part["tokens"].sum())
+        firsts = np.concatenate([[before], part["first_document"].astype(np.int64)])
+        if bool(np.any(np.diff(firsts) <= 0)) or (start == 0 and int(firsts[1]) != 0):
+            problem = problem or "the blocks' documents are not in order"
+        before = int(firsts[-1])
+    if problem is None and before >= info.documents:
+        problem = "the blocks' documents are not in order"
+    if problem is None and tokens != info.tokens:
+        problem = f"the blocks' tokens are not the {info.tokens} of the split"
     if problem is not None:
         raise DataError(f"{file} is damaged or forged ({problem}): {REMEDY}.")
+
+
+def _block_problem(blocks: np.ndarray, shard_sizes: np.ndarray, itemsize: int) -> str | None:
+    if int(blocks["shard"].max()) >= len(shard_sizes):
+        return "a block lies in a shard that is not listed"
+    sizes = shard_sizes[blocks["shard"]]
+    # written so that no sum can overflow
+    if bool(np.any(blocks["offset"] > sizes)) or bool(np.any(blocks["bytes"] > sizes - blocks["offset"])):
+        return "a block lies beyond the end of its shard"
+    if bool(np.any(blocks["bytes"] % itemsize)) or bool(np.any(blocks["bytes"] // itemsize != blocks["tokens"])):
+        return f"a block's tokens do not take {itemsize} bytes each"
+    return None
 
 
 def check_hash(file: Path, sha256: str) -> None:
