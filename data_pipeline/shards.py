@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from webdataset.writer import TarWriter
 
 from data_pipeline.checksum import crc32
 from data_pipeline.schema import BLOCKS, DOCUMENTS, ShardInfo, SplitInfo, TableInfo
@@ -109,6 +108,9 @@ class ShardWriter:
     """Writes one tar file, block by block; a context manager that leaves `size` and `sha256`."""
 
     def __init__(self, path: Path) -> None:
+        # Here, because the library imports torch: seconds and hundreds of megabytes that no other worker needs.
+        from webdataset.writer import TarWriter
+
         self._file = HashingFile(path)
         # Fixed time and owner: the same documents must give the same bytes.
         self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False, compress=False)

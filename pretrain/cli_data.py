@@ -172,6 +172,25 @@ def data_tokenizer(
     print_table("vocabulary in train", ("figure", ""), [(k, figure(v)) for k, v in found["vocabulary"].items()])
 
 
+@data_app.command("report")
+def data_report(
+    dataset: Dataset,
+    gpt2: Annotated[Path | None, typer.Option(help="Folder of GPT-2's encoder.json and vocab.bpe.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="Put the report between the markers of this Markdown file.")
+    ] = None,
+) -> None:
+    """Print a build's report as Markdown: sources, rules with samples, overlaps, splits, compression."""
+    from data_pipeline.build_report import build_report
+    from pretrain.markdown import write_section
+
+    text = build_report(dataset, gpt2)
+    if write is None:
+        print(text, end="")
+    else:
+        write_section(write, "pha data report", text)
+
+
 @data_app.command("verify")
 def data_verify(dataset: Annotated[Path, typer.Argument(help="A dataset.")], as_json: Json = False) -> None:
     """Re-hash every shard, check every block and decode samples."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,12 @@ def test_light_files_import_no_heavy_library(name):
         "wandb",
         "matplotlib",
     }
+
+
+def test_a_build_worker_starts_without_torch():
+    # it costs seconds and hundreds of megabytes a worker; the webdataset library imports it
+    code = "import sys, data_pipeline.build_worker; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(ROOT)))
