@@ -17,8 +17,8 @@ from data_pipeline.dataset import Split
 from data_pipeline.errors import DataError
 from data_pipeline.stream import Stream
 
-#: Rows that are read together, about: finding many places costs hardly more than finding one.
-_ROWS_AT_ONCE = 256
+#: Rows that are read together, and their tokens, at most: finding many places costs hardly more than finding one.
+_ROWS_AT_ONCE, _TOKENS_AT_ONCE = 256, 1 << 20
 #: How often (s) a waiting prefetcher looks whether it shall stop.
 _POLL = 0.05
 
@@ -161,8 +161,9 @@ class Loader:
         while True:
             size = self.batch_size(step)
             local = size // self._world
+            most = min(_ROWS_AT_ONCE, _TOKENS_AT_ONCE // self.stream.length_at(first))
             count = 1
-            while (count + 1) * local <= _ROWS_AT_ONCE and self.batch_size(step + count) == size:
+            while (count + 1) * local <= most and self.batch_size(step + count) == size:
                 count += 1
             firsts = range(first, first + count * size, size)
             try:
