@@ -113,7 +113,7 @@ def _compression(report: dict[str, Any]) -> str:
 
 def _shown(spec: str) -> str:
     """A source without the folders of the machine it lay on."""
-    return spec if "://" in spec or "/" not in spec else "/".join(Path(spec).parts[-2:])
+    return spec if "://" in spec or "/" not in spec else "/".join(Path(spec).parts[-3:])
 
 
 def _cell(text: str) -> str:
