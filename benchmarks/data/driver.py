@@ -1,0 +1,96 @@
+"""Drives any reader through one measurement: an epoch's speed, its completeness, its states, or a resume."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from benchmarks.data.measure import Meter
+from benchmarks.data.stream import Digest, fingerprint
+
+#: Sequences of a batch, the same for every reader.
+BATCH = 32
+
+
+class Reader(Protocol):
+    """One library's way to read the stream in epoch-shuffled batches; its constructor opens nothing."""
+
+    def open(self) -> None:
+        """Open the dataset, as a training process would at its start."""
+
+    def batches(self, state: Any) -> Iterator[torch.Tensor]:
+        """Batches of one epoch, integers [B, T] (ours: [B, T + 1] or T), from a state on; None begins at the start."""
+
+    def state(self, consumed: int) -> Any:
+        """The state, as JSON, after so many batches of :meth:`batches`."""
+
+    def inputs(self, batch: torch.Tensor) -> np.ndarray:
+        """Of a batch the integers by which it is recognised, [B, T]."""
+
+
+def drive(reader: Reader, mode: str, stops: list[int] | None = None, state_file: str | None = None) -> dict[str, Any]:
+    """Do one measurement.
+
+    Args:
+        reader: what reads.
+        mode: ``speed`` measures an epoch (the dataset is open before); ``check`` reads one and sums it up; ``states``
+            reads one and keeps a state at every stop; ``resume`` measures from nothing to the first batch.
+        stops: for ``states``, the numbers of batches after which the state is taken.
+        state_file: for ``resume``, a JSON file of the state; None begins at the start.
+
+    Returns:
+        speed: wall_s, cpu_s, items (sequences), bytes. check: rows, order, tokens, count. states: for each stop its
+        state and the fingerprint of the batch that follows. resume: wall_s, cpu_s, and the batch's fingerprint.
+    """
+    if mode == "speed":
+        return _speed(reader)
+    if mode == "resume":
+        state = json.loads(Path(state_file).read_text(encoding="utf-8")) if state_file else None
+        with Meter() as meter:
+            reader.open()
+            batch = next(iter(reader.batches(state)))
+        return _result(meter, len(batch), batch.nbytes) | {"batch": fingerprint(reader.inputs(batch))}
+    reader.open()
+    if mode == "states":
+        return {"states": _states(reader, stops or [])}
+    digest = Digest()
+    for batch in reader.batches(None):
+        digest.add(reader.inputs(batch))
+    return {"rows": digest.rows, "order": digest.order, "tokens": digest.tokens, "count": digest.count}
+
+
+def _speed(reader: Reader) -> dict[str, Any]:
+    reader.open()
+    items = bytes_ = 0
+    with Meter() as meter:
+        for batch in reader.batches(None):
+            items += len(batch)
+            bytes_ += batch.nbytes
+    return _result(meter, items, bytes_)
+
+
+def _states(reader: Reader, stops: list[int]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    state = reader.state(0) if 0 in stops else None
+    for number, batch in enumerate(reader.batches(None)):
+        if number in stops:
+            found[str(number)] = {"state": state, "batch": fingerprint(reader.inputs(batch))}
+        if number + 1 in stops:
+            state = json.loads(json.dumps(reader.state(number + 1)))
+        if number >= max(stops):
+            break
+    return found
+
+
+def _result(meter: Meter, items: int, bytes_: int) -> dict[str, Any]:
+    return {"wall_s": meter.wall_s, "cpu_s": meter.cpu_s, "items": items, "bytes": bytes_}
+
+
+def whole_rows(batch: torch.Tensor) -> np.ndarray:
+    """What most readers are recognised by: the batch itself."""
+    return batch.numpy()
