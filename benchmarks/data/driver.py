@@ -38,14 +38,14 @@ def drive(reader: Reader, mode: str, stops: list[int] | None = None, state_file:
 
     Args:
         reader: what reads.
-        mode: ``speed`` measures an epoch (the dataset is open before); ``check`` reads one and sums it up; ``states``
-            reads one and keeps a state at every stop; ``resume`` measures from nothing to the first batch.
-        stops: for ``states``, the numbers of batches after which the state is taken.
+        mode: ``speed`` measures an epoch (the dataset is open before); ``check`` reads one, sums it up and keeps a
+            state at every stop; ``resume`` measures from nothing to the first batch.
+        stops: for ``check``, the numbers of batches after which the state is taken.
         state_file: for ``resume``, a JSON file of the state; None begins at the start.
 
     Returns:
-        speed: wall_s, cpu_s, items (sequences), bytes. check: rows, order, tokens, count. states: for each stop its
-        state and the fingerprint of the batch that follows. resume: wall_s, cpu_s, and the batch's fingerprint.
+        speed: wall_s, cpu_s, items (sequences), bytes. check: rows, order, tokens, count, and states: for each stop
+        its state and the fingerprint of the batch that follows. resume: wall_s, cpu_s, and the batch's fingerprint.
     """
     if mode == "speed":
         return _speed(reader)
@@ -56,12 +56,7 @@ def drive(reader: Reader, mode: str, stops: list[int] | None = None, state_file:
             batch = next(iter(reader.batches(state)))
         return _result(meter, len(batch), batch.nbytes) | {"batch": fingerprint(reader.inputs(batch))}
     reader.open()
-    if mode == "states":
-        return {"states": _states(reader, stops or [])}
-    digest = Digest()
-    for batch in reader.batches(None):
-        digest.add(reader.inputs(batch))
-    return {"rows": digest.rows, "order": digest.order, "tokens": digest.tokens, "count": digest.count}
+    return _check(reader, set(stops or []))
 
 
 def _speed(reader: Reader) -> dict[str, Any]:
@@ -74,17 +69,17 @@ def _speed(reader: Reader) -> dict[str, Any]:
     return _result(meter, items, bytes_)
 
 
-def _states(reader: Reader, stops: list[int]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    state = reader.state(0) if 0 in stops else None
+def _check(reader: Reader, stops: set[int]) -> dict[str, Any]:
+    digest, found, state = Digest(), dict[str, Any](), None
     for number, batch in enumerate(reader.batches(None)):
+        rows = reader.inputs(batch)
+        digest.add(rows)
         if number in stops:
-            found[str(number)] = {"state": state, "batch": fingerprint(reader.inputs(batch))}
+            found[str(number)] = {"state": state if number else None, "batch": fingerprint(rows)}
         if number + 1 in stops:
             state = json.loads(json.dumps(reader.state(number + 1)))
-        if number >= max(stops):
-            break
-    return found
+    sums = {"rows": digest.rows, "order": digest.order, "tokens": digest.tokens, "count": digest.count}
+    return sums | {"states": found}
 
 
 def _result(meter: Meter, items: int, bytes_: int) -> dict[str, Any]:

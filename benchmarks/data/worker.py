@@ -20,6 +20,7 @@ CONTESTANTS = {
     "tokenize.ours": "benchmarks.data.ours_tokenize:measure",
     "tokenize.build": "benchmarks.data.ours_tokenize:measure_build",
     "tokenize.compare": "benchmarks.data.ours_tokenize:compare",
+    "tokenize.text": "benchmarks.data.ours_tokenize:collect",
     "tokenize.train": "benchmarks.data.ours_tokenize:train",
     "tokenize.sentencepiece": "benchmarks.data.peer_tokenize:measure_sentencepiece",
     "tokenize.pair": "benchmarks.data.pair:measure",
