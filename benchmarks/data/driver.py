@@ -13,9 +13,6 @@ import torch
 from benchmarks.data.measure import Meter
 from benchmarks.data.stream import Digest, fingerprint
 
-#: Sequences of a batch, the same for every reader.
-BATCH = 32
-
 
 class Reader(Protocol):
     """One library's way to read the stream in epoch-shuffled batches; its constructor opens nothing."""

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from benchmarks.data.driver import BATCH, drive
-from benchmarks.data.stream import BOS, VOCABULARY
+from benchmarks.data.driver import drive
+from benchmarks.data.stream import BATCH, BOS, VOCABULARY
 from data_pipeline.dataset import Dataset
 from data_pipeline.loader import IGNORE, Batch, Loader
 from data_pipeline.schema import INDEX_FILE, TOKENIZER_FILE, Index, TokenizerInfo, content_hash

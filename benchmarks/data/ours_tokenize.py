@@ -1,4 +1,4 @@
-"""Our tokenizer as a contestant, in one process (cold and warm), by the build's own stage, and held against the library."""
+"""Our tokenizer as a contestant, alone, in the build's own stage, and held against the library."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ import datasets
 import numpy as np
 import torch
 
-from benchmarks.data.driver import BATCH, drive, whole_rows
-from benchmarks.data.stream import SHARD, load
+from benchmarks.data.driver import drive, whole_rows
+from benchmarks.data.stream import BATCH, SHARD, load
 
 #: Sequences in the shuffle buffer.
 BUFFER = 1_024

@@ -11,8 +11,8 @@ import torch
 from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
 from litdata.streaming import Cache
 
-from benchmarks.data.driver import BATCH, drive, whole_rows
-from benchmarks.data.stream import SHARD, load
+from benchmarks.data.driver import drive, whole_rows
+from benchmarks.data.stream import BATCH, SHARD, load
 
 
 class LitReader:

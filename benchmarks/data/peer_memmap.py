@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.data.driver import BATCH, drive, whole_rows
-from benchmarks.data.stream import load
+from benchmarks.data.driver import drive, whole_rows
+from benchmarks.data.stream import BATCH, load
 
 
 class MemmapReader:

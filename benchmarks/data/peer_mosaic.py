@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
 
-from benchmarks.data.driver import BATCH, drive, whole_rows
-from benchmarks.data.stream import SHARD, load
+from benchmarks.data.driver import drive, whole_rows
+from benchmarks.data.stream import BATCH, SHARD, load
 
 
 class MosaicReader:

@@ -19,7 +19,8 @@ def prepare(documents: str, model: str, part: int = 0, parts: int = 1) -> Job:
 
     texts, processor = share(documents, part, parts), SentencePieceProcessor(model_file=model)
     return Job(
-        lambda: sum(len(processor.EncodeAsIds(text)) for text in texts), sum(len(text.encode("utf-8")) for text in texts)
+        lambda: sum(len(processor.EncodeAsIds(text)) for text in texts),
+        sum(len(text.encode("utf-8")) for text in texts),
     )
 
 

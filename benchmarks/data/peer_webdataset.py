@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import webdataset
 
-from benchmarks.data.driver import BATCH, drive, whole_rows
-from benchmarks.data.stream import SHARD, load
+from benchmarks.data.driver import drive, whole_rows
+from benchmarks.data.stream import BATCH, SHARD, load
 
 #: Sequences in the shuffle buffer.
 BUFFER = 1_024

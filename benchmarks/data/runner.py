@@ -94,7 +94,11 @@ class Runner:
         return [name for name in needs if self.peer_versions.get(name) is None]
 
     def run(
-        self, worker: str, arguments: Mapping[str, Any], peer: bool = False, environment: Mapping[str, str] | None = None
+        self,
+        worker: str,
+        arguments: Mapping[str, Any],
+        peer: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """One worker's result. Raises BenchError with its last words if it fails."""
         python = self.peers if peer and self.peers is not None else Path(sys.executable)

@@ -40,7 +40,9 @@ def http_server(root: Path, work: Path) -> Iterator[tuple[str, str]]:
         encoding="utf-8",
     )
     server = subprocess.Popen(
-        [nginx, "-c", str(folder / "nginx.conf"), "-p", str(folder)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        [nginx, "-c", str(folder / "nginx.conf"), "-p", str(folder)],
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
     )
     try:
         _wait_for(number, server)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ import numpy as np
 BOS, VOCABULARY = 1, 32_000
 _MEAN_DOCUMENT = 1_000
 _CHUNK = 1 << 22
+#: Sequences of a batch, the same for every reader.
+BATCH = 32
 #: Sequences of a shard, in formats that have shards.
 SHARD = 1_024
 
@@ -56,7 +57,7 @@ class Digest:
     def add(self, rows: np.ndarray) -> None:
         """Take sequences, any integers below 2^16 [B, T]."""
         for row in rows:
-            checksum = zlib.crc32(np.ascontiguousarray(row, dtype=np.uint16))
+            checksum = zlib.crc32(np.ascontiguousarray(row, dtype=np.uint16).data)
             self._sum = (self._sum + checksum) % (1 << 64)
             self._order = zlib.crc32(checksum.to_bytes(4, "little"), self._order)
             self.count += 1
@@ -81,8 +82,3 @@ class Digest:
 def fingerprint(rows: np.ndarray) -> str:
     """A hash of one batch, equal for equal ids whatever their type."""
     return hashlib.sha256(np.ascontiguousarray(rows, dtype=np.uint16).tobytes()).hexdigest()[:16]
-
-
-def save_json(path: Path, value: Any) -> None:
-    """Write a small JSON file. Raises OSError."""
-    path.write_text(json.dumps(value), encoding="utf-8")

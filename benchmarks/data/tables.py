@@ -101,4 +101,3 @@ def ratio(value: float | None, base: float | None) -> float | None:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
