@@ -30,8 +30,9 @@ def bench_data(
     ] = None,
     text: Annotated[list[str] | None, typer.Option(help="Your own files instead of the installed docs.")] = None,
     megabytes: Annotated[float, typer.Option(min=0.1, help="Of the text at most.")] = 20.0,
+    sequences: Annotated[int, typer.Option(min=1024, help="Of 2,048 tokens, in the stream that is read.")] = 32_768,
     work: Annotated[Path | None, typer.Option(help="A directory for the data; temporary if not given.")] = None,
-    quick: Annotated[bool, typer.Option(help="Small sizes and no peers, to see that it works.")] = False,
+    quick: Annotated[bool, typer.Option(help="Small sizes, and peers only if named, to see that it works.")] = False,
     write: Annotated[Path | None, typer.Option(help="Put the tables into this Markdown file.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -48,8 +49,9 @@ def bench_data(
         rounds=rounds or (1 if quick else 5),
         only=only or (),
         peers=peers,
-        sources=text or ("installed-docs",),
+        sources=text or ("pydoc-topics" if quick else "installed-docs",),
         megabytes=megabytes,
+        sequences=sequences,
         quick=quick,
         work=work,
     )

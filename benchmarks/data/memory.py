@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+from benchmarks.data.readers import Library
 from benchmarks.data.runner import Contestant, Runner
-from benchmarks.data.sizes import Sizes
 from benchmarks.data.tables import Goal, Section
 
-#: A small batch and sequence, so that very many batches can be read; the stream in tokens; the cache that must evict.
-_BATCH, _LENGTH, _TOKENS, _CACHE_BYTES, _BLOCK = 8, 256, 4 << 20, 2 << 20, 16_384
+#: A small batch and sequence, so that very many batches can be read, and a cache that must evict.
+_BATCH, _LENGTH, _CACHE_BYTES = 8, 256, 2 << 20
 
 
-def measure(runner: Runner, sizes: Sizes) -> Section:
+def measure(runner: Runner, library: Library) -> Section:
     """Read, and note the memory. One round: the figures are of one process. Raises BenchError."""
-    stream, data = runner.work / "memory.bin", runner.work / "memory"
-    runner.run("write.stream", {"path": str(stream), "sequences": _TOKENS // _LENGTH, "length": _LENGTH, "seed": 2})
-    runner.run("write.ours", {"stream": str(stream), "path": str(data), "block_tokens": _BLOCK})
+    sizes = library.sizes
     arguments = {
-        "path": str(data),
+        "path": str(library.ours()),
         "length": _LENGTH,
         "batch": _BATCH,
         "cache_bytes": _CACHE_BYTES,
@@ -33,7 +31,8 @@ def measure(runner: Runner, sizes: Sizes) -> Section:
         Goal.most(f"flat: at most 1 MiB more in 10,000 batches, from {first:,} to {last:,} (MiB)", growth, 1.0)
     )
     section.remarks.append(
-        f"Batches of {_BATCH} sequences of {_LENGTH} tokens, shuffled, with prefetch, over {found['epochs']:.1f} epochs "
-        f"of {_TOKENS * 2 / 1e6:.0f} MB; the cache of {_CACHE_BYTES >> 20} MiB cannot hold them."
+        f"Batches of {_BATCH} sequences of {_LENGTH} tokens, shuffled, with prefetch, over {found['epochs']:.1f} "
+        f"epochs of {sizes.sequences * sizes.length * 2 / 1e6:.0f} MB; the cache of "
+        f"{_CACHE_BYTES >> 20} MiB cannot hold them."
     )
     return section

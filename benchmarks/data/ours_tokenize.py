@@ -4,40 +4,51 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.data.measure import Meter
 from benchmarks.data.pair import Job, share
-from data_pipeline.build_plan import fingerprint_of, make_plan, write_plan
-from data_pipeline.build_pool import Pool
 from data_pipeline.config import BuildConfig, CleanConfig, TokenizerConfig
-from data_pipeline.encode import make_overlaps, make_tokenizer
 from data_pipeline.errors import DataError
-from data_pipeline.sources import read_documents
-from data_pipeline.spool import range_count, spool_totals
 from data_pipeline.tokenizer import load_tokenizer, train_tokenizer
 
+#: A source beside those of `pha data build`.
+PYDOC = "pydoc-topics"
 _SPACE = "\u2581"
 
 
 def collect(sources: list[str], path: str, megabytes: float) -> dict[str, Any]:
     """Write the distinct documents of the sources, up to so many MB of UTF-8, as a JSON list of texts.
 
-    Raises DataError for a source that cannot be read or holds nothing.
+    `pydoc-topics` is the half a megabyte of help topics that every Python has. Raises DataError for a source that
+    cannot be read or holds nothing.
     """
     texts: dict[str, None] = {}
     bytes_ = 0
-    for document in (document for source in sources for document in read_documents(source)):
-        if document.text and document.text not in texts:
-            texts[document.text] = None
-            bytes_ += len(document.text.encode("utf-8"))
+    for text in (text for source in sources for text in _texts(source)):
+        if text and text not in texts:
+            texts[text] = None
+            bytes_ += len(text.encode("utf-8"))
         if bytes_ >= megabytes * 1e6:
             break
     if not texts:
         raise DataError(f"{', '.join(sources)} holds no text: name other sources.")
     Path(path).write_text(json.dumps(list(texts)), encoding="utf-8")
     return {"documents": len(texts), "bytes": bytes_}
+
+
+def _texts(source: str) -> Iterator[str]:
+    if source == PYDOC:
+        from pydoc_data.topics import topics
+
+        yield from topics.values()
+        return
+    from data_pipeline.sources import read_documents
+
+    for document in read_documents(source):
+        yield document.text
 
 
 def train(documents: str, model: str, vocabulary: int) -> dict[str, Any]:
@@ -68,6 +79,12 @@ def measure_build(documents: str, model: str, workers: int) -> dict[str, Any]:
 
     The pool's workers have started before, in the stage that reads. Raises DataError.
     """
+    # here, because these import torch, which the other contestants' processes need not wait for
+    from data_pipeline.build_plan import fingerprint_of, make_plan, write_plan
+    from data_pipeline.build_pool import Pool
+    from data_pipeline.encode import make_overlaps, make_tokenizer
+    from data_pipeline.spool import range_count, spool_totals
+
     with tempfile.TemporaryDirectory(prefix="pha-bench-", dir=Path(documents).parent) as directory:
         source = Path(directory) / "texts.jsonl"
         with source.open("w", encoding="utf-8") as file:

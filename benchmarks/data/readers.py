@@ -157,11 +157,16 @@ class Library:
         path = self._file if reader.format == "stream" else self._runner.work / reader.format
         if reader.format not in self._written:
             worker, options = _WRITERS[reader.format]
-            length = {} if reader.format == "ours" else {"length": self.sizes.length}
-            arguments = {"stream": str(self._file), "path": str(path), **length, **options}
+            ours, others = {"shard_bytes": self.sizes.shard_bytes}, {"length": self.sizes.length}
+            options = {**options, **(ours if reader.format == "ours" else others)}
+            arguments = {"stream": str(self._file), "path": str(path), **options}
             self._runner.run(worker, arguments, bool(reader.needs))
             self._written.add(reader.format)
         return path
+
+    def ours(self) -> Path:
+        """Our dataset. Raises BenchError."""
+        return self.folder(READERS[0])
 
     def contestant(self, reader: Reader, mode: str, label: str | None = None, **options: Any) -> Contestant:
         """The reader as a contestant in one of the driver's modes. Raises BenchError if its dataset is not there."""

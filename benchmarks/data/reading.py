@@ -7,12 +7,14 @@ from benchmarks.data.readers import READERS, Library, Reader
 from benchmarks.data.runner import Contestant, Outcome, Runner
 from benchmarks.data.tables import Goal, Section, ratio
 
+_QUICK_KEYS = ("ours-raw", "ours-full")
+
 
 def measure(runner: Runner, library: Library, thorough: bool = True) -> Section:
     """Check each reader (which also warms the page cache), then measure all in turn.
 
-    `thorough` also flips a stored byte and resumes in the middle, to see what each reader makes of it.
-    Raises BenchError.
+    `thorough` compares all readers, and also flips a stored byte and resumes in the middle, to see what each
+    reader makes of it. Raises BenchError.
     """
     section = Section(
         "reading",
@@ -28,21 +30,22 @@ def measure(runner: Runner, library: Library, thorough: bool = True) -> Section:
             "resumes exactly",
         ),
     )
-    facts = {reader.key: _facts(runner, library, reader, thorough) for reader in READERS}
+    readers = READERS if thorough else [reader for reader in READERS if reader.key in _QUICK_KEYS]
+    facts = {reader.key: _facts(runner, library, reader, thorough) for reader in readers}
     section.outcomes = {key: fact for key, fact in facts.items() if isinstance(fact, Outcome)}
     section.checks = {key: fact for key, fact in facts.items() if not isinstance(fact, Outcome)}
     contestants: list[Contestant] = [
-        library.contestant(reader, "speed") for reader in READERS if reader.key not in section.outcomes
+        library.contestant(reader, "speed") for reader in readers if reader.key not in section.outcomes
     ]
     section.outcomes |= runner.measure(contestants)
-    base = next(section.outcomes[reader.key] for reader in READERS if reader.baseline).rate("items", "cpu_s")
-    for reader in READERS:
+    bases = [section.outcomes[reader.key].rate("items", "cpu_s") for reader in readers if reader.baseline]
+    for reader in readers:
         outcome, fact = section.outcomes[reader.key], section.checks.get(reader.key, {})
         rate = outcome.rate("items", "cpu_s")
         section.add(
             outcome,
             rate,
-            ratio(rate, base),
+            ratio(rate, bases[0] if bases else None),
             outcome.rate("items", "wall_s"),
             reader.shuffles,
             *(_word(fact.get(name)) for name in ("all_once", "notices_damage", "resumes_exactly")),

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.data.readers import Library
 from benchmarks.data.runner import Contestant, Outcome, Runner
 from benchmarks.data.servers import http_server, s3_server
 from benchmarks.data.sizes import Sizes
@@ -14,10 +15,10 @@ from benchmarks.data.tables import Goal, Section, ratio
 _LOCATION = "s3://bench/data"
 
 
-def measure(runner: Runner, sizes: Sizes) -> Section:
+def measure(runner: Runner, library: Library) -> Section:
     """Serve a dataset of ours on loopback and read it. Raises BenchError."""
     section = Section("remote", "Remote", ("", "MB/s", "× bare client", "MB/CPU-s", "server"))
-    data = _dataset(runner, sizes)
+    data, sizes = library.ours(), library.sizes
     with http_server(data, runner.work) as (server, url):
         outcomes = runner.measure(_pair("http", "HTTP", "urllib3", url, data, sizes, {}))
     _add(section, "http", server, outcomes)
@@ -35,21 +36,11 @@ def measure(runner: Runner, sizes: Sizes) -> Section:
             outcomes = runner.measure(_pair("s3", "S3", "boto3", _LOCATION, data, sizes, credentials))
         _add(section, "s3", "moto", outcomes)
     section.remarks.append(
-        f"All blocks of a dataset of {sizes.remote_sequences * sizes.length * 2 / 1e6:.0f} MB in random order, by "
+        f"All blocks of a dataset of {sizes.sequences * sizes.length * 2 / 1e6:.0f} MB in random order, by "
         f"{sizes.threads} threads; the bare client asks for the same ranges and checks nothing. "
         "CPU time is the reader's."
     )
     return section
-
-
-def _dataset(runner: Runner, sizes: Sizes) -> Path:
-    stream, data = runner.work / "remote.bin", runner.work / "remote"
-    runner.run(
-        "write.stream",
-        {"path": str(stream), "sequences": sizes.remote_sequences, "length": sizes.length, "seed": 1},
-    )
-    runner.run("write.ours", {"stream": str(stream), "path": str(data), "shard_bytes": sizes.remote_shard_bytes})
-    return data
 
 
 def _pair(

@@ -7,6 +7,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ class Options:
         peers: interpreter of the other projects' packages; None tries ``.venv-peers`` beside the packages.
         sources: of the text, as `pha data build` takes them.
         megabytes: of the text at most.
-        quick: sizes that are done in under a minute, to see that everything works.
+        sequences: of the token stream that is read, at least 1,024.
+        quick: sizes that are done in under a minute, to see that everything works: two sections run at a time, so the
+            figures say nothing.
         work: where the data is written; None takes a temporary directory.
     """
 
@@ -42,6 +45,7 @@ class Options:
     peers: Path | None = None
     sources: Sequence[str] = ("installed-docs",)
     megabytes: float = 20.0
+    sequences: int = 32_768
     quick: bool = False
     work: Path | None = None
 
@@ -98,22 +102,21 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
 
 
 def _sections(runner: Runner, options: Options) -> list[Section]:
-    sizes = QUICK if options.quick else Sizes(megabytes=options.megabytes)
+    sizes = QUICK if options.quick else Sizes(megabytes=options.megabytes, sequences=options.sequences)
+    thorough = not options.quick or options.peers is not None
     wanted = options.only or SECTIONS
-    found: list[Section] = []
+    tasks: list[Callable[[], list[Section]]] = []
     if "tokenization" in wanted:
-        found.append(tokenization.measure(runner, sizes, options.sources))
-    if "reading" in wanted or "resume" in wanted:
+        tasks.append(lambda: [tokenization.measure(runner, sizes, options.sources, thorough)])
+    if set(wanted) - {"tokenization"}:
         library = Library(runner, sizes)
-        if "reading" in wanted:
-            found.append(reading.measure(runner, library, thorough=not options.quick))
-        if "resume" in wanted:
-            found.append(resuming.measure(runner, library, thorough=not options.quick))
-    if "remote" in wanted:
-        found.append(remote.measure(runner, sizes))
-    if "memory" in wanted:
-        found.append(memory.measure(runner, sizes))
-    return found
+        library.ours()
+        reads = [part for name, part in (("reading", reading), ("resume", resuming)) if name in wanted]
+        others = [part for name, part in (("remote", remote), ("memory", memory)) if name in wanted]
+        tasks.append(lambda: [part.measure(runner, library, thorough) for part in reads])
+        tasks.append(lambda: [part.measure(runner, library) for part in others])
+    with ThreadPoolExecutor(2 if options.quick else 1) as pool:
+        return [section for sections in pool.map(lambda task: task(), tasks) for section in sections]
 
 
 def _peers(options: Options) -> Path | None:

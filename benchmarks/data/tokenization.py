@@ -21,8 +21,11 @@ _LABELS = {
 }
 
 
-def measure(runner: Runner, sizes: Sizes, sources: Sequence[str]) -> Section:
-    """Train the tokenizers, compare ids, measure. Raises BenchError."""
+def measure(runner: Runner, sizes: Sizes, sources: Sequence[str], thorough: bool = True) -> Section:
+    """Train the tokenizers, compare ids, measure. `thorough` runs the encode stage with two workers too.
+
+    Raises BenchError.
+    """
     documents, model = str(runner.work / "documents.json"), str(runner.work / "tokenizer.model")
     runner.say("collecting the text and training a tokenizer")
     text = runner.run("tokenize.text", {"sources": list(sources), "path": documents, "megabytes": sizes.megabytes})
@@ -35,7 +38,7 @@ def measure(runner: Runner, sizes: Sizes, sources: Sequence[str]) -> Section:
         runner.run(
             "tokenize.train-fast", {"documents": documents, "model": fast, "vocabulary": sizes.vocabulary}, peer=True
         )
-    outcomes = runner.measure(_contestants(both, fast))
+    outcomes = runner.measure(_contestants(both, fast, thorough))
     section = Section(
         "tokenization",
         "Tokenization",
@@ -49,7 +52,7 @@ def measure(runner: Runner, sizes: Sizes, sources: Sequence[str]) -> Section:
     return section
 
 
-def _contestants(both: dict[str, str], fast: str) -> list[Contestant]:
+def _contestants(both: dict[str, str], fast: str, thorough: bool) -> list[Contestant]:
     found = []
     for processes in (1, 2):
         ours: dict[str, Any] = {**both, "module": "ours_tokenize", "processes": processes}
@@ -69,13 +72,16 @@ def _contestants(both: dict[str, str], fast: str) -> list[Contestant]:
                 _FAST,
             ),
         }
+        if processes == 2 and not thorough:
+            del arguments["build"]
         for key, (worker, options, needs) in arguments.items():
             found.append(Contestant(f"{key}-{processes}", _LABELS[key], worker, options, needs))
     return found
 
 
 def _add(section: Section, key: str) -> None:
-    one, two = section.outcomes[f"{key}-1"], section.outcomes[f"{key}-2"]
+    one = section.outcomes[f"{key}-1"]
+    two = section.outcomes.get(f"{key}-2", Outcome(one.label))
     if one.problem is None and two.problem is not None:
         one.problem = two.problem
     base = _rate(section.outcomes["sentencepiece-1"])
@@ -97,7 +103,7 @@ def _rate(outcome: Outcome, per: str = "cpu_s") -> float | None:
 
 def _conclude(section: Section, text: dict[str, Any], compared: dict[str, Any], sizes: Sizes) -> None:
     one = {key: _rate(section.outcomes[f"{key}-1"]) for key in _LABELS}
-    wall = {key: [_rate(section.outcomes[f"{key}-{n}"], "wall_s") for n in (1, 2)] for key in _LABELS}
+    wall = {key: [_rate(section.outcomes.get(f"{key}-{n}", Outcome("")), "wall_s") for n in (1, 2)] for key in _LABELS}
     section.goals += [
         Goal.most("documents whose ids are not SentencePiece's", compared["differing"], 0),
         Goal.least("at least 2 × SentencePiece per CPU-second, cold", ratio(one["ours"], one["sentencepiece"]), 2.0),
@@ -109,8 +115,8 @@ def _conclude(section: Section, text: dict[str, Any], compared: dict[str, Any], 
         ),
     ]
     section.remarks += [
-        f"Text: {text['documents']:,} documents, {text['bytes'] / 1e6:.1f} MB of UTF-8; vocabulary {sizes.vocabulary:,}, trained "
-        " on the same text.",
+        f"Text: {text['documents']:,} documents, {text['bytes'] / 1e6:.1f} MB of UTF-8; vocabulary "
+        f"{sizes.vocabulary:,}, trained on the same text.",
         f"Ids compared over all {compared['documents']:,} documents, of which {compared['with_space_mark']} hold "
         "U+2581, which SentencePiece takes for a space; those are compared by the parts between.",
         "Encode alone keeps the ids in memory. The encode stage also reads its spool, decodes every document again to "
