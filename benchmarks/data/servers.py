@@ -18,12 +18,12 @@ _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 
 
 @contextmanager
-def http_server(root: Path, work: Path) -> Iterator[tuple[str, str]]:
+def http_server(root: Path, work: Path, environment: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Serve a directory; gives the server's name and URL. Raises BenchError if it does not start."""
     nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if nginx is None:
         command = [sys.executable, "-m", "benchmarks.data.range_server", str(root)]
-        with _talking(command) as port:
+        with _talking(command, environment) as port:
             yield "Python's threaded server", f"http://127.0.0.1:{port}"
         return
     with socket.socket() as probe:
@@ -61,7 +61,7 @@ def s3_server(python: str, environment: dict[str, str]) -> Iterator[str]:
 
 
 @contextmanager
-def _talking(command: list[str], environment: dict[str, str] | None = None) -> Iterator[str]:
+def _talking(command: list[str], environment: dict[str, str]) -> Iterator[str]:
     """A server that prints one line once it serves and ends with its standard input; gives the line."""
     server = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
