@@ -69,7 +69,10 @@ def write(stream: str, path: str, length: int, members: int) -> dict[str, Any]:
     rows = load(stream, length)
     Path(path).mkdir(parents=True)
     for shard, first in enumerate(range(0, len(rows), SHARD)):
-        with webdataset.TarWriter(f"{path}/train-{shard:06d}.tar", encoder=False) as writer:
+        with (
+            Path(path, f"train-{shard:06d}.tar").open("wb") as file,
+            webdataset.TarWriter(file, encoder=False) as writer,
+        ):
             for start in range(first, min(first + SHARD, len(rows)), members):
                 writer.write({"__key__": f"{start:09d}", "bin": rows[start : start + members].tobytes()})
     return {"sequences": len(rows)}

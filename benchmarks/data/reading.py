@@ -7,7 +7,8 @@ from benchmarks.data.readers import READERS, Library, Reader
 from benchmarks.data.runner import Contestant, Outcome, Runner
 from benchmarks.data.tables import Goal, Section, ratio
 
-_QUICK_KEYS = ("ours-raw", "ours-full")
+#: Each process that imports torch costs seconds.
+_QUICK_KEYS = ("ours-raw",)
 
 
 def measure(runner: Runner, library: Library, thorough: bool = True) -> Section:

@@ -51,6 +51,30 @@ def test_ids_and_batches_are_right(quick):
     assert sections["resume"]["checks"]["ours-raw"] == {"exact": 1.0, "resumes": 1}
 
 
+def test_all_readers_of_this_environment_read_everything_and_resume(tmp_path):
+    from benchmarks.data import ours_reading, peer_memmap, peer_webdataset, stream
+
+    length, file = 64, str(tmp_path / "stream.bin")
+    expected = stream.write(file, 2_048, length, seed=0)
+    ours_reading.write(file, str(tmp_path / "ours"), block_tokens=1_000)
+    readers = [(ours_reading.read, "ours", {"form": form}) for form in ("raw", "full")]
+    readers += [(peer_memmap.read, "stream.bin", {"fancy": fancy}) for fancy in (False, True)]
+    for members in (1, 64):
+        peer_webdataset.write(file, str(tmp_path / f"web-{members}"), length, members)
+        readers.append((peer_webdataset.read, f"web-{members}", {"members": members}))
+    for read, folder, options in readers:
+        arguments = {"path": str(tmp_path / folder), "length": length, **options}
+        found = read(mode="check", stops=[0, 33], **arguments)
+        assert found["count"] == expected["count"]
+        kind = "labels" if folder == "ours" else "rows"
+        assert found["tokens" if folder == "ours" else "rows"] == expected[kind], folder
+        assert found["order"] != expected["order"], "shuffled"
+        (tmp_path / "state.json").write_text(json.dumps(found["states"]["33"]["state"]), encoding="utf-8")
+        resumed = read(mode="resume", state_file=str(tmp_path / "state.json"), **arguments)
+        assert resumed["batch"] == found["states"]["33"]["batch"]
+        assert read(mode="speed", **arguments)["items"] == 2_048
+
+
 def test_what_is_not_installed_is_said(quick):
     rows = {row[0]: row[1] for row in quick["sections"]["tokenization"]["rows"]}
     assert rows["HF datasets.map, tokenizers BPE"] == "not installed"
