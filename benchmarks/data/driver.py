@@ -42,7 +42,8 @@ def drive(reader: Reader, mode: str, stops: list[int] | None = None, state_file:
 
     Returns:
         speed: wall_s, cpu_s, items (sequences), bytes. check: rows, order, tokens, count, and states: for each stop
-        its state and the fingerprint of the batch that follows. resume: wall_s, cpu_s, and the batch's fingerprint.
+        its state and the fingerprint of the batch that follows. resume: wall_s, cpu_s, and the batch's fingerprint, None if
+        none comes.
     """
     if mode == "speed":
         return _speed(reader)
@@ -50,8 +51,10 @@ def drive(reader: Reader, mode: str, stops: list[int] | None = None, state_file:
         state = json.loads(Path(state_file).read_text(encoding="utf-8")) if state_file else None
         with Meter() as meter:
             reader.open()
-            batch = next(iter(reader.batches(state)))
-        return _result(meter, len(batch), batch.nbytes) | {"batch": fingerprint(reader.inputs(batch))}
+            first = next(iter(reader.batches(state)), None)
+        if first is None:  # a state that lost what it held, so near to the end that nothing is left
+            return _result(meter, 0, 0) | {"batch": None}
+        return _result(meter, len(first), first.nbytes) | {"batch": fingerprint(reader.inputs(first))}
     reader.open()
     return _check(reader, set(stops or []))
 

@@ -85,6 +85,7 @@ def _add(section: Section, library: Library, reader: Reader, stops: Sequence[int
     times: list[Cell] = []
     for outcome in outcomes:
         seconds = outcome.median(lambda result: result["wall_s"])
-        times.append(None if seconds is None else seconds * 1e3)
+        empty = any(result["batch"] is None for result in outcome.results)
+        times.append("no batch" if empty else None if seconds is None else seconds * 1e3)
     word = "yes" if all(exact) else "no" if not any(exact) else f"{sum(exact)} of {len(exact)}"
     section.add(Outcome(reader.label, results=outcomes[0].results), *times, word)
