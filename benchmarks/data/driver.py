@@ -42,8 +42,8 @@ def drive(reader: Reader, mode: str, stops: list[int] | None = None, state_file:
 
     Returns:
         speed: wall_s, cpu_s, items (sequences), bytes. check: rows, order, tokens, count, and states: for each stop
-        its state and the fingerprint of the batch that follows. resume: wall_s, cpu_s, and the batch's fingerprint, None if
-        none comes.
+        its state and the fingerprint of the batch that follows. resume: wall_s, cpu_s, and the batch's fingerprint,
+        None if none comes.
     """
     if mode == "speed":
         return _speed(reader)
