@@ -69,11 +69,6 @@ def prepare(documents: str, model: str, part: int = 0, parts: int = 1, warm: boo
     return Job(encode, sum(len(text.encode("utf-8")) for text in texts))
 
 
-def measure(**options: Any) -> dict[str, Any]:
-    """Encode in this process; the arguments are those of :func:`prepare`."""
-    return prepare(**options).measure()
-
-
 def measure_build(documents: str, model: str, workers: int) -> dict[str, Any]:
     """The encode stage of `pha data build`, as it is: reads its spool, encodes, decodes to compare, writes its files.
 

@@ -24,11 +24,6 @@ def prepare(documents: str, model: str, part: int = 0, parts: int = 1) -> Job:
     )
 
 
-def measure_sentencepiece(**options: Any) -> dict[str, Any]:
-    """Encode in this process; the arguments are those of :func:`prepare`."""
-    return prepare(**options).measure()
-
-
 def measure_datasets(documents: str, model: str, kind: str, processes: int) -> dict[str, Any]:
     """`datasets.map(batched=True)` over an Arrow file of the texts, which writes an Arrow file of uint16 ids.
 

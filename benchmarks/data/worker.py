@@ -17,12 +17,10 @@ from typing import Any
 #: What can be run → the module and the function of keyword arguments that does it.
 CONTESTANTS = {
     "probe": "benchmarks.data.worker:probe",
-    "tokenize.ours": "benchmarks.data.ours_tokenize:measure",
     "tokenize.build": "benchmarks.data.ours_tokenize:measure_build",
     "tokenize.compare": "benchmarks.data.ours_tokenize:compare",
     "tokenize.text": "benchmarks.data.ours_tokenize:collect",
     "tokenize.train": "benchmarks.data.ours_tokenize:train",
-    "tokenize.sentencepiece": "benchmarks.data.peer_tokenize:measure_sentencepiece",
     "tokenize.pair": "benchmarks.data.pair:measure",
     "tokenize.datasets": "benchmarks.data.peer_tokenize:measure_datasets",
     "tokenize.train-fast": "benchmarks.data.peer_tokenize:train_fast",
