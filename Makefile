@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Other projects' packages, whose pins clash with ours: only benchmarks use them.
+PEERS  := .venv-peers
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format bench-data clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 setup: $(STAMP)  ## the virtual environment .venv with the pinned packages
 
@@ -33,5 +35,15 @@ format: setup  ## let ruff format and fix the tree
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+$(PEERS)/.installed: benchmarks/data/peers.txt
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/data/peers.txt torch
+	# No resolver: the file is complete, and says where it departs from what a package declares.
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/data/peers.txt
+	@touch $@
+
+bench-data: setup $(PEERS)/.installed  ## measure the data pipeline beside other projects' and write docs/data.md
+	$(BIN)/pha bench data --peers $(PEERS)/bin/python --write docs/data.md
+
 clean:  ## remove the environment, the demo's output and caches; other runs and datasets stay
-	rm -rf $(VENV) runs/demo data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) runs/demo data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

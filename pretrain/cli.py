@@ -14,6 +14,7 @@ import typer
 from cluster.errors import ClusterError
 from data_pipeline.errors import DataError
 from model.errors import ModelError
+from pretrain.cli_bench import bench_app
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
 from pretrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FATAL, EXIT_PEER_LOST, RunError
@@ -27,6 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 # How the libraries say that a collective failed because a rank is gone.
 COLLECTIVE_FAILED = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")

@@ -10,26 +10,28 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("cluster", "pretrain", "model", "data_pipeline")
+PACKAGES = ("cluster", "pretrain", "model", "data_pipeline", "benchmarks")
 # package → what it may import from this project; the composition root may import all of it
 ALLOWED = {
     "model": {"model"},
     "data_pipeline": {"data_pipeline"},
     "pretrain": {"pretrain", "model", "data_pipeline"},
     "cluster": {"cluster"},
+    "benchmarks": {"benchmarks", "pretrain", "model", "data_pipeline"},
 }
-COMPOSITION_ROOT = ("pretrain/cli.py", "pretrain/cli_data.py")
+COMPOSITION_ROOT = ("pretrain/cli.py", "pretrain/cli_data.py", "pretrain/cli_bench.py")
 # library → the only places that may import it
 OWNERS = {
     "deepspeed": ("pretrain/engine.py",),
-    "webdataset": ("data_pipeline/",),
-    "sentencepiece": ("data_pipeline/",),
+    "webdataset": ("data_pipeline/", "benchmarks/data/peer_webdataset.py"),
+    "sentencepiece": ("data_pipeline/", "benchmarks/data/peer_tokenize.py", "benchmarks/data/ours_tokenize.py"),
     "tiktoken": ("data_pipeline/",),
     "triton": ("model/kernels/",),
     "wandb": ("pretrain/loggers.py",),
 }
 LIGHT = (
     "pretrain/cli.py",
+    "pretrain/cli_bench.py",
     "pretrain/cli_data.py",
     "pretrain/config.py",
     "pretrain/errors.py",
