@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import TokenizerConfig
 from data_pipeline.tokenizer import load_tokenizer, train_tokenizer
-from data_pipeline.word_memo import WordMemo, word_memo
+from data_pipeline.word_memo import WordMemo, _cost, word_memo
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +73,23 @@ def test_the_memo_stays_within_its_bounds(tokenizer, texts, bounds):
         assert memo.encode(text) == tokenizer.encode_plain(text).tobytes()
         assert len(memo) <= entries
         assert memo._used <= size
+        assert memo._used == sum(map(_cost, memo._known, memo._known.values()))
     assert memo.encode("x" * 1000) == tokenizer.encode_plain("x" * 1000).tobytes()
     assert "x" * 1000 not in memo
+
+
+def test_a_full_memo_forgets_a_half_and_what_is_frequent_comes_back(tokenizer):
+    calls = []
+
+    def encode(text):
+        calls.append(text)
+        return tokenizer.encode_plain(text).tolist()
+
+    memo = WordMemo(encode, "uint16", 40, 1 << 20)
+    for number in range(200):
+        text = f"ka lo mi {number}"
+        assert memo.encode(text) == tokenizer.encode_plain(text).tobytes()
+    assert 4 <= sum("ka" in call for call in calls) <= 15  # once in twenty to forty new parts
 
 
 def _model(texts, **options):
@@ -114,7 +129,7 @@ def _model(texts, **options):
 )
 def test_models_that_break_the_law_get_no_memo(texts, options, safe):
     model = _model(texts, **options)
-    assert (word_memo(model, lambda text: []) is not None) == safe
+    assert (word_memo(model, lambda text: [3]) is not None) == safe
 
 
 def test_a_model_without_memo_encodes_all_the_same(texts, tmp_path):
