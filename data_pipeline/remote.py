@@ -133,6 +133,8 @@ class HttpTransport:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
             kind = "timeout" if isinstance(cause, urllib3.exceptions.TimeoutError) else "connection"
+            if isinstance(cause, urllib3.exceptions.NewConnectionError):  # a TimeoutError too, though it is a refusal
+                kind = "connection"
             if "IncompleteRead" in repr(cause):  # urllib3 wraps it in a ProtocolError
                 kind = "cut_off"
             raise TransientFault(kind, f"{type(cause).__name__}") from error

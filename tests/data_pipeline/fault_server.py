@@ -22,8 +22,9 @@ class FaultServer:
     `always` is a fault of every such GET. `seen` counts faults and requests; `headers` keeps those of each request.
     """
 
-    def __init__(self, root: Path, only: str = r"\.tar$") -> None:
-        self.root, self.only = root, re.compile(only)
+    def __init__(self, root: Path, only: str = r"\.tar$", port: int = 0) -> None:
+        self.root, self.only, self.port = root, re.compile(only), port
+        self.dead = False
         self.faults: deque[str] = deque()
         self.always: str | None = None
         self.stall_s = 1.0
@@ -46,7 +47,7 @@ class FaultServer:
             def do_GET(self):
                 outer.answer(self, head=False)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -58,7 +59,15 @@ class FaultServer:
         self._server.shutdown()
         self._server.server_close()
 
+    def kill(self):
+        """Stop listening, and hang up on every connection at its next request, as the end of a process does."""
+        self.dead = True
+        self.__exit__()
+
     def answer(self, handler, head):
+        if self.dead:
+            handler.close_connection = True
+            return
         path = self.root / handler.path.lstrip("/")
         self.seen["HEAD" if head else "GET"] += 1
         self.headers.append({k.lower(): v for k, v in handler.headers.items()})
