@@ -102,9 +102,12 @@ def plan_parts(config: BuildConfig) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def read_part(part: Part) -> Iterator[Document]:
-    """The documents of a part, in the source's order. Raises DataError as the source does."""
-    return (document for piece in part.pieces for document in read_piece(piece))
+def read_part(part: Part, scratch: Path) -> Iterator[Document]:
+    """The documents of a part, in the source's order; remote files are copied to `scratch` while they are read.
+
+    Raises DataError as the source does.
+    """
+    return (document for piece in part.pieces for document in read_piece(piece, scratch))
 
 
 def settings_of(config: BuildConfig) -> dict[str, Any]:

@@ -7,16 +7,15 @@ spoils a corpus in silence.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.sources.config import SourceConfig
-from data_pipeline.sources.streams import ChunkReader, decompressed, explained
+from data_pipeline.sources.streams import ChunkReader, File, decompressed, explained
 
 
-def read(source: SourceConfig, path: str) -> Iterator[Document]:
+def read(source: SourceConfig, file: File) -> Iterator[Document]:
     """One document a ``conversion`` record, and a ``resource`` record of plain text; the id is the record's id.
 
     Bytes that are no UTF-8 become U+FFFD. Records about the crawl (``warcinfo``, ``metadata``, ``request``) are passed
@@ -29,8 +28,9 @@ def read(source: SourceConfig, path: str) -> Iterator[Document]:
     from warcio.exceptions import ArchiveLoadFailed
 
     ending = _Ending()
-    with explained(path), Path(path).open("rb") as file:
-        stream = ChunkReader(decompressed(cast(Any, file), path, source), ending)
+    path = file.name
+    with explained(path), file.path.open("rb") as opened:
+        stream = ChunkReader(decompressed(cast(Any, opened), path, source), ending)
         number = 0
         try:
             for record in ArchiveIterator(stream, no_record_parse=True):

@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, quote, unquote
 
 #: Faults of one answer to a GET.
 FAULTS = ("cut", "stall", "reset", "busy", "etag", "flip", "short", "whole", "slow", "denied", "gone", "range")
@@ -25,6 +26,7 @@ class FaultServer:
     def __init__(self, root: Path, only: str = r"\.tar$", port: int = 0) -> None:
         self.root, self.only, self.port = root, re.compile(only), port
         self.dead = False
+        self.page = 1000  # objects of one answer to a listing
         self.faults: deque[str] = deque()
         self.always: str | None = None
         self.stall_s = 1.0
@@ -68,10 +70,12 @@ class FaultServer:
         if self.dead:
             handler.close_connection = True
             return
-        path = self.root / handler.path.lstrip("/")
+        place, _, query = handler.path.partition("?")
+        path = self.root / unquote(place).lstrip("/")
+        listing = None if head or "list-type=2" not in query else self._listing(path, parse_qs(query))
         self.seen["HEAD" if head else "GET"] += 1
         self.headers.append({k.lower(): v for k, v in handler.headers.items()})
-        if not path.is_file():
+        if listing is None and not path.is_file():
             self._plain(handler, 404)
             return
         fault = None
@@ -89,10 +93,27 @@ class FaultServer:
             handler.close_connection = True
             handler.connection.close()
         else:
-            self._file(handler, path.read_bytes(), fault, head)
+            self._file(handler, path.read_bytes() if listing is None else listing, fault, head)
+
+    def _listing(self, bucket, query):
+        """A page of the objects of a bucket, as ListObjectsV2 gives it; the token is the last key of the page before."""
+        prefix, token = query.get("prefix", [""])[0], query.get("continuation-token", [""])[0]
+        keys = sorted(p.relative_to(bucket).as_posix() for p in bucket.rglob("*") if p.is_file())
+        keys = [key for key in keys if key.startswith(prefix) and key > token]
+        rows = "".join(
+            f"<Contents><Key>{quote(key)}</Key><Size>{(bucket / key).stat().st_size}</Size>"
+            f"<ETag>{etag_of((bucket / key).read_bytes())}</ETag></Contents>"
+            for key in keys[: self.page]
+        )
+        more = len(keys) > self.page
+        rows += f"<NextContinuationToken>{keys[self.page - 1]}</NextContinuationToken>" if more else ""
+        return (
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><EncodingType>url</EncodingType>'
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{rows}</ListBucketResult>"
+        ).encode()
 
     def _file(self, handler, data, fault, head):
-        etag = f'"{hashlib.md5(data).hexdigest()}"'
+        etag = etag_of(data)
         if handler.headers.get("If-Match", etag) != etag:
             self._plain(handler, 412)
             return
@@ -140,3 +161,7 @@ class FaultServer:
         for name, value in {**(headers or {}), "Content-Length": "0"}.items():
             handler.send_header(name, value)
         handler.end_headers()
+
+
+def etag_of(data):
+    return f'"{hashlib.md5(data).hexdigest()}"'
