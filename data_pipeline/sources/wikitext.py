@@ -36,8 +36,8 @@ def read(source: SourceConfig, file: File, start: int = 0, stop: int | None = No
         size += len(line) + 1
         if size > source.max_document_bytes:
             raise DataError(
-                f"{file.name}#{begin} is an article of more than {source.max_document_bytes} bytes: check that the file "
-                "is WikiText raw, or raise max_document_bytes."
+                f"{file.name}#{begin} is an article of more than {source.max_document_bytes} bytes: check that the "
+                "file is WikiText raw, or raise max_document_bytes."
             )
     yield from _document(source, file.name, begin, article)
 

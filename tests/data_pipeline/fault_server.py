@@ -20,7 +20,8 @@ FAULTS = ("cut", "stall", "reset", "busy", "etag", "flip", "short", "whole", "sl
 class FaultServer:
     """Serves a directory; each GET of a file that matches `only` takes the next of `faults`, if there is one.
 
-    `always` is a fault of every such GET. `seen` counts faults and requests; `headers` keeps those of each request.
+    `always` is a fault of every such GET. `seen` counts faults and requests; `headers` and `names` keep those
+    of each request.
     """
 
     def __init__(self, root: Path, only: str = r"\.tar$", port: int = 0) -> None:
@@ -32,6 +33,7 @@ class FaultServer:
         self.stall_s = 1.0
         self.seen: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
+        self.names: list[str] = []
 
     def __enter__(self):
         outer = self
@@ -74,6 +76,7 @@ class FaultServer:
         path = self.root / unquote(place).lstrip("/")
         listing = None if head or "list-type=2" not in query else self._listing(path, parse_qs(query))
         self.seen["HEAD" if head else "GET"] += 1
+        self.names.append(handler.path)
         self.headers.append({k.lower(): v for k, v in handler.headers.items()})
         if listing is None and not path.is_file():
             self._plain(handler, 404)
@@ -96,7 +99,7 @@ class FaultServer:
             self._file(handler, path.read_bytes() if listing is None else listing, fault, head)
 
     def _listing(self, bucket, query):
-        """A page of the objects of a bucket, as ListObjectsV2 gives it; the token is the last key of the page before."""
+        """A page of the objects of a bucket, as ListObjectsV2 gives it; a token is the last key of a page."""
         prefix, token = query.get("prefix", [""])[0], query.get("continuation-token", [""])[0]
         keys = sorted(p.relative_to(bucket).as_posix() for p in bucket.rglob("*") if p.is_file())
         keys = [key for key in keys if key.startswith(prefix) and key > token]
