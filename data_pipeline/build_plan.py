@@ -42,7 +42,7 @@ from data_pipeline.sources import read_part as read_piece
 from data_pipeline.tokenizer import load_tokenizer
 
 #: Raised whenever the same sources and settings would give other tokens, so that old outputs count as out of date.
-PROCESSING_VERSION = 3
+PROCESSING_VERSION = 4
 PLAN_FILE = "plan.json"
 _LOCK = "building.lock"
 

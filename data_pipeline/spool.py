@@ -64,6 +64,9 @@ def spool_part(plan: Plan, part: Part) -> tuple[int, int]:
             writer = _RunWriter(file, part.source)
             # Copies of remote files lie beside the texts: on the disk that has room, and removed with a killed task.
             for document in read_part(part, directory):
+                if document.rejected is not None:
+                    cleaner.refuse(document)
+                    continue
                 text = cleaner.clean(document.text)
                 if text is not None:
                     hash_, data = document_hash(text), text.encode("utf-8")

@@ -41,6 +41,7 @@ __all__ = [
     "SourceConfig",
     "describe_source",
     "plan_parts",
+    "read_all",
     "read_documents",
     "read_part",
 ]
@@ -64,8 +65,14 @@ _BYTE_PLANS = {"text": text.plan, "jsonl": jsonl.plan, "wikitext": wikitext.plan
 
 
 def read_documents(source: str | SourceConfig, scratch: Path | None = None) -> Iterator[Document]:
+    """What :func:`read_all` gives, without the documents that a reader has rejected. Raises DataError as that does."""
+    return (document for document in read_all(source, scratch) if document.rejected is None)
+
+
+def read_all(source: str | SourceConfig, scratch: Path | None = None) -> Iterator[Document]:
     """Stream the documents of one source, less what its weight leaves out, up to its budget.
 
+    Documents that their reader rejects (:class:`Document`) are among them, and cost nothing of the budget.
     Remote files are copied one after the other, each when its first document is asked for, into `scratch` (None: the
     system's directory for temporary files).
 
@@ -81,7 +88,8 @@ def describe_source(source: str | SourceConfig) -> list[list[Any]]:
     """What identifies the present content of a source without reading it: ``[path, bytes, mtime in ns]`` a file, and
     ``[URL, bytes, ETag or Last-Modified]`` a remote one.
 
-    Used to tell whether a dataset is up to date. Raises DataError like :func:`read_documents`.
+    Where WARC files may hold pages, the library that extracts their text counts too. Used to tell whether a dataset is
+    up to date. Raises DataError like :func:`read_documents`.
     """
     source = SourceConfig.of(source)
     if source.spec in NAMED_SOURCES:
@@ -89,9 +97,12 @@ def describe_source(source: str | SourceConfig) -> list[list[Any]]:
     if source.spec.startswith(huggingface.PREFIX):
         return huggingface.describe(source)
     if remote_files.is_remote(source.spec):
-        return [[file.url, file.size, file.version] for file in remote_files.expand(source)]
-    facts = [(path, Path(path).stat()) for path, _ in files.expand(source)]
-    return [[path, stat.st_size, stat.st_mtime_ns] for path, stat in facts]
+        remote = remote_files.expand(source)
+        described = warc.describe([(file.url, file.kind) for file in remote])
+        return [*([file.url, file.size, file.version] for file in remote), *described]
+    found = files.expand(source)
+    facts = [(path, Path(path).stat()) for path, _ in found]
+    return [*([path, stat.st_size, stat.st_mtime_ns] for path, stat in facts), *warc.describe(found)]
 
 
 def plan_parts(source: str | SourceConfig, target_bytes: int) -> list[Part]:
@@ -122,13 +133,13 @@ def plan_parts(source: str | SourceConfig, target_bytes: int) -> list[Part]:
 
 
 def read_part(part: Part, scratch: Path | None = None) -> Iterator[Document]:
-    """The documents of one part, read as :func:`read_documents` does.
+    """The documents of one part, read as :func:`read_all` does.
 
     Raises DataError as that does, also if a file has shrunk or a remote one was replaced since.
     """
     source = part.source
     if part.unit == "source":
-        return read_documents(source, scratch)
+        return read_all(source, scratch)
     if part.unit == "shards":
         return _weighted(source, huggingface.read(source, part.start, part.stop))
     kind = source.format or files.format_of(part.path)
@@ -192,7 +203,7 @@ def _weighted(source: SourceConfig, documents: Iterator[Document]) -> Iterator[D
     if source.weight == 1.0:
         return documents
     limit = int(source.weight * 2**64)
-    return (document for document in documents if _draw(document.text) < limit)
+    return (document for document in documents if _draw(document.text or document.id) < limit)
 
 
 def _draw(content: str) -> int:
@@ -208,8 +219,12 @@ def _budgeted(source: SourceConfig, documents: Iterator[Document]) -> Iterator[D
 
 
 def _first(documents: Iterator[Document], count: int | None, size: int | None) -> Iterator[Document]:
-    used = 0
-    for taken, document in enumerate(documents, start=1):
+    used = taken = 0
+    for document in documents:
+        if document.rejected is not None:
+            yield document
+            continue
+        taken += 1
         used += len(document.text.encode("utf-8", "surrogatepass"))
         if size is not None and used > size:
             return
