@@ -27,6 +27,7 @@ class FaultServer:
     def __init__(self, root: Path, only: str = r"\.tar$", port: int = 0) -> None:
         self.root, self.only, self.port = root, re.compile(only), port
         self.dead = False
+        self.encoding: str | None = None  # Content-Encoding of every file
         self.page = 1000  # objects of one answer to a listing
         self.faults: deque[str] = deque()
         self.always: str | None = None
@@ -132,6 +133,8 @@ class FaultServer:
             status, total = 206, len(data)
             data = data[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{last}/{total}"
+        if self.encoding is not None:
+            headers["Content-Encoding"] = self.encoding
         if fault == "flip":
             data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 8]) + data[len(data) // 2 + 1 :]
         handler.send_response(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import gzip
 import json
 import os
 import re
@@ -215,6 +216,16 @@ def test_a_server_without_ranges_is_refused_before_it_sends_everything_often(ser
     assert server.seen["whole"] == 2
     remote_files.PIECE = 1 << 20
     assert len(list(read_documents(f"{server.url}/bucket/data/a.jsonl"))) == 30
+
+
+def test_a_declared_compression_must_be_the_one_of_the_name(server, bucket):
+    """Buckets often hold .gz files with this header; a server that compresses on the way sends other bytes."""
+    packed = bucket / "data" / "a.jsonl.gz"
+    packed.write_bytes(gzip.compress((bucket / "data" / "a.jsonl").read_bytes()))
+    server.encoding = "gzip"
+    assert [d.text for d in read_documents(f"{server.url}/bucket/data/a.jsonl.gz")] == make_texts(30, seed=1)
+    with pytest.raises(DataError, match=r"a\.jsonl is sent compressed \(gzip\)"):
+        read_documents(f"{server.url}/bucket/data/a.jsonl")
 
 
 def test_a_full_disk_is_one_sentence(server, tmp_path, monkeypatch):
