@@ -1,9 +1,9 @@
 """The main text of web pages (``response`` records of WARC files), by resiliparse (the extra ``[html]``).
 
-Resiliparse is what DCLM (Li et al. 2024) extracted Common Crawl with. Against trafilatura it is many times faster and
-brings two packages instead of ten; like it, it goes by rules of thumb about tags and class names, so that short lists
-are sometimes taken for menus. What a page cannot give is told by the name of a rule, not by an exception that stops a
-build: a crawl of any size holds pages of every kind of brokenness.
+Resiliparse is what DCLM (Li et al. 2024) extracted Common Crawl with. It is ten times as fast as trafilatura and brings
+two packages instead of ten. It goes by rules of thumb about tags and class names and takes short lists for menus;
+trafilatura does not (docs/notebook.md). What a page cannot give is told by the name of a rule, not by an exception that
+stops a build: a crawl of any size holds pages of every kind of brokenness.
 """
 
 from __future__ import annotations
