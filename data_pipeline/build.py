@@ -33,11 +33,11 @@ from data_pipeline.build_plan import (
     work_directory,
     write_plan,
 )
-from data_pipeline.build_pool import Pool, Task, WorkerDied
+from data_pipeline.build_pool import Pool, Task
 from data_pipeline.config import BuildConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.encode import check_encoded, make_overlaps, make_tokenizer
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, Interrupted
 from data_pipeline.progress import BuildProgress
 from data_pipeline.schema import BUILD_FILE
 from data_pipeline.split import SPLITS, SplitName
@@ -144,7 +144,7 @@ def _run(work: _Build, fingerprint: str, finish: bool) -> None:
     directory, output = work.plan.directory, work.plan.config.output
     try:
         os.rename(work.all_stages(fingerprint, finish), output)  # noqa: PTH104 - the better known semantics
-    except WorkerDied:
+    except Interrupted:
         raise
     except DataError:
         if not finish:

@@ -42,7 +42,7 @@ from data_pipeline.sources import read_part as read_piece
 from data_pipeline.tokenizer import load_tokenizer
 
 #: Raised whenever the same sources and settings would give other tokens, so that old outputs count as out of date.
-PROCESSING_VERSION = 3
+PROCESSING_VERSION = 4
 PLAN_FILE = "plan.json"
 _LOCK = "building.lock"
 
@@ -102,9 +102,12 @@ def plan_parts(config: BuildConfig) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def read_part(part: Part) -> Iterator[Document]:
-    """The documents of a part, in the source's order. Raises DataError as the source does."""
-    return (document for piece in part.pieces for document in read_piece(piece))
+def read_part(part: Part, scratch: Path) -> Iterator[Document]:
+    """The documents of a part, in the source's order; remote files are copied to `scratch` while they are read.
+
+    Raises DataError as the source does.
+    """
+    return (document for piece in part.pieces for document in read_piece(piece, scratch))
 
 
 def settings_of(config: BuildConfig) -> dict[str, Any]:

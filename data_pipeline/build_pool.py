@@ -17,7 +17,7 @@ from typing import Any
 
 from data_pipeline.build_plan import Plan, read_plan
 from data_pipeline.encode import encode_range
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, Interrupted
 from data_pipeline.layout import write_shard
 from data_pipeline.progress import Advance
 from data_pipeline.spool import spool_part
@@ -110,7 +110,7 @@ class Pool:
         if "errno" in answer:
             raise OSError(answer["errno"], answer["error"])
         if "error" in answer:
-            raise DataError(answer["error"])
+            raise (Interrupted if answer.get("kept") else DataError)(answer["error"])
         advance(answer["documents"], answer["bytes"])
 
     def _died(self, process: subprocess.Popen[str], task: Task) -> None:
@@ -134,8 +134,8 @@ class Pool:
                 continue  # its last task was never read
 
 
-class WorkerDied(DataError):
-    """A worker process ended by itself; what was finished is kept."""
+class WorkerDied(Interrupted):
+    """A worker process ended by itself."""
 
 
 @lru_cache(maxsize=1)

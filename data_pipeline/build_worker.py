@@ -11,7 +11,7 @@ import threading
 from typing import Any, TextIO
 
 from data_pipeline.build_pool import Task, plan_of, run_task
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, Interrupted
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def answer(directory: str, task: Task) -> dict[str, Any]:
     try:
         documents, bytes_ = run_task(plan_of(directory), task)
     except DataError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "kept": isinstance(error, Interrupted)}
     except OSError as error:
         if error.errno is None:
             raise

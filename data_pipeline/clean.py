@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from data_pipeline.config import CleanConfig
+from data_pipeline.documents import Document
 from data_pipeline.language import check_languages, detect_language
 from data_pipeline.pii import mask_pii
 from data_pipeline.quality import RULES, Measure, Shape, drop_boilerplate_lines
@@ -137,7 +138,8 @@ def _named(name: str, result: tuple[str, int]) -> tuple[str, dict[str, int]]:
 
 @dataclass
 class CleaningReport:
-    """How many documents came in, and what became of them; `rejected` counts by rule, in the rules' order.
+    """How many documents came in, and what became of them; `rejected` counts by rule, in the rules' order,
+    and then by the rules of readers (:mod:`data_pipeline.sources.warc`), as far as they met any.
 
     `duplicates` are exact ones (the same normalised text); bytes are UTF-8 bytes, of raw text for `bytes_read` and
     `bytes_rejected` (by rule) and of normalised text for `bytes_kept`. `documents_read` = `documents_kept` +
@@ -200,6 +202,14 @@ class Cleaner:
     def of(cls, config: CleanConfig, min_characters: int) -> Cleaner:
         """The cleaner that a configuration describes. Raises DataError for an unknown language."""
         return cls(rules_of(config, min_characters), edits_of(config))
+
+    def refuse(self, document: Document) -> None:
+        """Count a document that its reader has rejected; where it has no text, its id is the sample."""
+        assert document.rejected is not None
+        size = utf8_length(document.text)
+        self.report.documents_read += 1
+        self.report.bytes_read += size
+        self.report.reject(document.rejected, document.text or document.id, size)
 
     def clean(self, raw: str) -> str | None:
         """The normalised and edited text, or None if a rule rejects it."""

@@ -9,3 +9,7 @@ class DataError(Exception):
     The message names the thing (file, shard, block, value), the rule that it breaks and what to do about it, so that
     a command line can print it as it is, without a traceback. Programming errors keep their built-in exceptions.
     """
+
+
+class Interrupted(DataError):
+    """A failure that another try need not meet again (a server, a connection, a worker): what was finished is kept."""

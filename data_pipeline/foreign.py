@@ -20,6 +20,7 @@ from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.sources import SourceConfig, tars
 from data_pipeline.sources.files import expand
+from data_pipeline.sources.streams import File
 from data_pipeline.tokenizer import Tokenizer
 
 __all__ = ["archives", "stream_batches", "stream_documents"]
@@ -63,7 +64,9 @@ def stream_documents(
     if shuffle_buffer > 0:
         random.Random(f"{seed}:{epoch}:{_ORDER}").shuffle(paths)
     base = settings or SourceConfig(spec="tar")
-    read = (document for path in paths for document in tars.read(base.model_copy(update={"spec": path}), path))
+    read = (
+        document for path in paths for document in tars.read(base.model_copy(update={"spec": path}), File.local(path))
+    )
     if shuffle_buffer <= 0:
         return read
     rng = random.Random(f"{seed}:{epoch}:{_BUFFER}")

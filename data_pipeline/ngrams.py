@@ -24,7 +24,9 @@ def words(text: str) -> list[str]:
 def word_hashes(text: str) -> np.ndarray:
     """One hash a word, uint64 [words]."""
     found = words(text)
-    return mix(np.fromiter((zlib.crc32(word.encode("utf-8", "replace")) for word in found), np.uint64, len(found)))
+    # Encoded at once and cut again, at what no word holds: faster than word by word.
+    encoded = "\n".join(found).encode("utf-8", "replace").split(b"\n") if found else []
+    return mix(np.fromiter(map(zlib.crc32, encoded), np.uint64, len(found)))
 
 
 def ngram_hashes(items: np.ndarray, n: int, places: np.ndarray | None = None) -> np.ndarray:

@@ -87,6 +87,6 @@ def find_overlaps(
     def held_out_texts() -> Iterator[str]:
         yield from (text for _, text in part(True))
         for spec in sorted(set(files)):
-            yield from (normalise(document.text) for document in read_documents(spec))
+            yield from (normalise(document.text) for document in read_documents(spec, directory))
 
     return Overlaps(near, contaminated(part(False), held_out_ngrams(held_out_texts(), n), directory, n=n))

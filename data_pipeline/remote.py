@@ -31,6 +31,8 @@ T = TypeVar("T")
 #: Bytes that are taken from a connection at once.
 _CHUNK = 1 << 18
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+#: Servers and buckets often declare what a compressed file is; its bytes are still those that are stored.
+_STORED = {"gzip": (".gz", ".tgz"), "x-gzip": (".gz", ".tgz"), "zstd": (".zst",), "xz": (".xz", ".txz")}
 _FINAL = {
     401: "the server asks for credentials",
     403: "access is denied",
@@ -133,6 +135,8 @@ class HttpTransport:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             cause = error.reason if isinstance(error, urllib3.exceptions.MaxRetryError) else error
             kind = "timeout" if isinstance(cause, urllib3.exceptions.TimeoutError) else "connection"
+            if isinstance(cause, urllib3.exceptions.NewConnectionError):  # a TimeoutError too, though it is a refusal
+                kind = "connection"
             if "IncompleteRead" in repr(cause):  # urllib3 wraps it in a ProtocolError
                 kind = "cut_off"
             raise TransientFault(kind, f"{type(cause).__name__}") from error
@@ -153,9 +157,11 @@ class RemoteStorage(Storage):
 
     at_once = 16
 
-    def __init__(self, location: str, transport: Transport, policy: RetryPolicy) -> None:
+    def __init__(
+        self, location: str, transport: Transport, policy: RetryPolicy, check: Callable[[str], str] = check_name
+    ) -> None:
         super().__init__(location)
-        self._transport, self._policy = transport, policy
+        self._transport, self._policy, self._check = transport, policy, check
         self._etags: dict[str, str] = {}
         self._lock = threading.Lock()
 
@@ -163,18 +169,34 @@ class RemoteStorage(Storage):
         """See :meth:`Storage.size`."""
 
         def attempt() -> int:
-            with self._transport.send("HEAD", check_name(name), self._pin(name)) as answer:
+            with self._transport.send("HEAD", self._check(name), self._pin(name)) as answer:
                 self._check_status(name, answer)
                 self._check_etag(name, answer)
                 return _length(answer)
 
-        return self._retried(name, attempt)
+        return self.retried(name, attempt)
+
+    def look(self, name: str) -> tuple[int, str]:
+        """Size and version (ETag, else Last-Modified, else nothing) as they are now; pins the ETag anew.
+
+        Raises like :meth:`size`.
+        """
+
+        def attempt() -> tuple[int, str]:
+            with self._transport.send("HEAD", self._check(name), {}) as answer:
+                self._check_status(name, answer)
+                with self._lock:
+                    self._etags.pop(name, None)
+                self._check_etag(name, answer)
+                return _length(answer), answer.headers.get("etag") or answer.headers.get("last-modified", "")
+
+        return self.retried(name, attempt)
 
     def read(self, name: str, limit: int) -> bytes:
         """See :meth:`Storage.read`."""
 
         def attempt() -> bytes:
-            with self._transport.send("GET", check_name(name), self._pin(name)) as answer:
+            with self._transport.send("GET", self._check(name), self._pin(name)) as answer:
                 self._check_status(name, answer)
                 self._check_etag(name, answer)
                 length = _length(answer)
@@ -184,7 +206,7 @@ class RemoteStorage(Storage):
                     )
                 return self._body(answer, 0, length)
 
-        return self._retried(name, attempt)
+        return self.retried(name, attempt)
 
     def read_range(self, name: str, offset: int, length: int, total: int | None = None, fresh: bool = False) -> bytes:
         """See :meth:`Storage.read_range`."""
@@ -195,12 +217,12 @@ class RemoteStorage(Storage):
             headers = {"Range": f"bytes={offset}-{offset + length - 1}", **self._pin(name)}
             if fresh:
                 headers["Cache-Control"] = "no-cache"
-            with self._transport.send("GET", check_name(name), headers) as answer:
+            with self._transport.send("GET", self._check(name), headers) as answer:
                 self._check_status(name, answer)
                 self._check_etag(name, answer)
                 return self._ranged_body(name, answer, offset, length, total)
 
-        return self._retried(name, attempt)
+        return self.retried(name, attempt)
 
     def close(self) -> None:
         """Drop connections."""
@@ -247,7 +269,8 @@ class RemoteStorage(Storage):
         status = answer.status
         if status in (200, 206):
             encoding = answer.headers.get("content-encoding", "identity").lower()
-            if encoding not in ("identity", "aws-chunked", ""):
+            as_stored = name.lower().endswith(_STORED.get(encoding, ()))
+            if encoding not in ("identity", "aws-chunked", "") and not as_stored:
                 raise DataError(f"{self.shown(name)} is sent compressed ({encoding}): switch that off on the server.")
             return
         if status in (404, 410):
@@ -255,7 +278,7 @@ class RemoteStorage(Storage):
         if status == 416:
             raise DamagedData(f"{self.shown(name)} is shorter than the index says (status 416)")
         if status in (408, 425, 429) or status >= 500:
-            raise TransientFault("status", f"status {status}", _retry_after(answer.headers.get("retry-after")))
+            raise TransientFault("status", f"status {status}", retry_after(answer.headers.get("retry-after")))
         raise DataError(
             f"{self.shown(name)} cannot be read: {_FINAL.get(status, 'the server refuses')} (status {status})."
         )
@@ -272,7 +295,8 @@ class RemoteStorage(Storage):
         if known != etag:
             raise TransientFault("etag", f"the file's ETag changed from {known} to {etag}, so it was replaced")
 
-    def _retried(self, name: str, attempt: Callable[[], T]) -> T:
+    def retried(self, name: str, attempt: Callable[[], T]) -> T:
+        """What `attempt` gives, which is tried again after a TransientFault. Raises DataError after the last try."""
         for number in range(self._policy.tries):
             self._count("requests")
             try:
@@ -302,7 +326,7 @@ def _length(answer: Answer) -> int:
     return int(text)
 
 
-def _retry_after(text: str | None) -> float | None:
+def retry_after(text: str | None) -> float | None:
     """Seconds of a Retry-After header: a number, or a date. None if there is none that makes sense."""
     if text is None:
         return None

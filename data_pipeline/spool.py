@@ -62,7 +62,11 @@ def spool_part(plan: Plan, part: Part) -> tuple[int, int]:
     with finished_directory(plan.result(STAGE, part.number)) as directory:
         with (directory / "texts").open("wb") as file:
             writer = _RunWriter(file, part.source)
-            for document in read_part(part):
+            # Copies of remote files lie beside the texts: on the disk that has room, and removed with a killed task.
+            for document in read_part(part, directory):
+                if document.rejected is not None:
+                    cleaner.refuse(document)
+                    continue
                 text = cleaner.clean(document.text)
                 if text is not None:
                     hash_, data = document_hash(text), text.encode("utf-8")

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from data_pipeline.errors import DataError
 
@@ -158,10 +158,29 @@ def open_storage(location: str | Path, policy: RetryPolicy | None = None) -> Sto
     """
     if isinstance(location, Path):
         return LocalStorage(location)
-    match = _SCHEME.match(location)
-    if match is None:
+    if _SCHEME.match(location) is None:
         return LocalStorage(Path(location))
-    scheme = match[1].lower()
+    parts = check_url(location)
+    if parts.scheme == "file":
+        return LocalStorage(Path(unquote(parts.path)))
+    from data_pipeline.remote import HttpTransport, RemoteStorage, RetryPolicy
+
+    policy = policy or RetryPolicy()
+    if parts.scheme == "s3":
+        from data_pipeline.s3 import S3Transport
+
+        return RemoteStorage(location, S3Transport(location, policy), policy)
+    return RemoteStorage(location, HttpTransport(location, policy), policy)
+
+
+def check_url(location: str) -> SplitResult:
+    """The parts of a URL of one of :data:`SCHEMES` that holds no secret; `scheme` is in lower case.
+
+    Raises:
+        DataError: another scheme, no host or bucket, or a URL with a password, a query or a fragment.
+    """
+    match = _SCHEME.match(location)
+    scheme = match[1].lower() if match is not None else ""
     parts = urlsplit(location)
     if scheme not in SCHEMES or not location.lower().startswith(f"{scheme}://"):
         raise DataError(
@@ -176,20 +195,12 @@ def open_storage(location: str | Path, policy: RetryPolicy | None = None) -> Sto
     if scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise DataError(f"{location!r} names the host {parts.netloc!r}: file:// is for this machine only.")
-        return LocalStorage(Path(unquote(parts.path)))
+        return parts
     if not parts.netloc:
         raise DataError(
             f"{location!r} names no {'bucket' if scheme == 's3' else 'host'}: write {scheme}://NAME/FOLDER."
         )
-    from data_pipeline.remote import RemoteStorage, RetryPolicy
-
-    if scheme == "s3":
-        from data_pipeline.s3 import S3Transport
-
-        return RemoteStorage(location, S3Transport(location, policy or RetryPolicy()), policy or RetryPolicy())
-    from data_pipeline.remote import HttpTransport
-
-    return RemoteStorage(location, HttpTransport(location, policy or RetryPolicy()), policy or RetryPolicy())
+    return parts
 
 
 def check_name(name: str) -> str:

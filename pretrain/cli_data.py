@@ -11,7 +11,7 @@ import typer
 from pretrain.cli_output import Json, figure, print_json, print_table
 
 data_app = typer.Typer(help="Turn text into a tokenized dataset, and check one.", no_args_is_help=True)
-_SOURCES = "Files or globs (text, JSONL, Parquet, tar, WET), hf:NAME, or installed-docs."
+_SOURCES = "Files, globs or URLs (https://, s3://) of text, JSONL, Parquet, tar, WARC or WET; hf:NAME; installed-docs."
 Dataset = Annotated[Path, typer.Argument(help="A dataset.")]
 
 

@@ -13,7 +13,8 @@ class SourceConfig(BaseModel):
     """One source: where its documents are, how to read them, and how much of them to take.
 
     Attributes:
-        spec: a path or glob of local files, ``hf:NAME[:CONFIG][:SPLIT]``, or a named source (``installed-docs``).
+        spec: a path or glob of local files, the URL of a file (``http://``, ``https://``), a key, glob or folder of a
+            bucket (``s3://BUCKET/...``), ``hf:NAME[:CONFIG][:SPLIT]``, or a named source (``installed-docs``).
         format: what the files are; None tells it from the file name.
         text_field, id_field: of JSON Lines, Parquet, ``.json`` members and Hugging Face rows. A missing id is
             replaced by the record's place.
@@ -59,7 +60,7 @@ class Part(BaseModel):
 
     ``[start, stop)`` counts what `unit` says: bytes of a plain file (on document boundaries), row groups of a Parquet
     file, shards of a Hugging Face data set; ``file`` is a whole file and ``source`` a whole source. `bytes` is the
-    size on disk that reading it costs, or 0 where it is not known.
+    size on disk that reading it costs, or 0 where it is not known. `version` is what a remote file must still be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,3 +71,4 @@ class Part(BaseModel):
     start: int = 0
     stop: int = 0
     bytes: int = 0
+    version: str = ""

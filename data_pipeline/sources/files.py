@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.config import FormatName, SourceConfig
@@ -38,7 +38,10 @@ def expand(source: SourceConfig) -> list[tuple[str, FormatName]]:
     """
     spec = source.spec
     if "://" in spec or spec.startswith("pipe:"):
-        raise DataError(f"source {spec!r} is a URL, but sources are local files: download it and give its path.")
+        raise DataError(
+            f"source {spec!r} is a URL, but local files are needed here (pha data build also reads http://, https:// "
+            "and s3://): download it and give its path."
+        )
     path = Path(spec).expanduser()
     if path.is_dir():
         raise DataError(
@@ -56,19 +59,24 @@ def expand(source: SourceConfig) -> list[tuple[str, FormatName]]:
     return [(str(path), source.format or format_of(path)) for path in paths]
 
 
-def format_of(path: Path) -> FormatName:
-    """The format that a file's name tells. Raises DataError where it tells none."""
-    name = path.name.lower()
-    for pattern, known in _BY_NAME:
-        if pattern.fullmatch(name):
-            return known
-    suffixes = Path(name).suffixes
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes.pop()
-    found = _BY_SUFFIX.get(suffixes[-1]) if suffixes else None
+def format_of(path: Path | str) -> FormatName:
+    """The format that a file's name (a path or URL) tells. Raises DataError where it tells none."""
+    found = known_format(path)
     if found is None:
         raise DataError(
             f"{path} has an unknown extension: known are {', '.join(_BY_SUFFIX)}, each but .parquet also as "
             f"{', '.join(COMPRESSIONS)}; rename or convert the file, narrow the glob, or set the source's format."
         )
     return found
+
+
+def known_format(path: Path | str) -> FormatName | None:
+    """As :func:`format_of`, or None where the name tells no format."""
+    name = PurePosixPath(path).name.lower()
+    for pattern, known in _BY_NAME:
+        if pattern.fullmatch(name):
+            return known
+    suffixes = Path(name).suffixes
+    if suffixes and suffixes[-1] in COMPRESSIONS:
+        suffixes.pop()
+    return _BY_SUFFIX.get(suffixes[-1]) if suffixes else None

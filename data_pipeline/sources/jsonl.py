@@ -10,10 +10,10 @@ from typing import Any
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.sources.config import SourceConfig
-from data_pipeline.sources.streams import COMPRESSIONS, file_chunks, lines, ranges, seek_line
+from data_pipeline.sources.streams import COMPRESSIONS, File, file_chunks, lines, ranges, seek_line
 
 
-def read(source: SourceConfig, path: str, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+def read(source: SourceConfig, file: File, start: int = 0, stop: int | None = None) -> Iterator[Document]:
     """The documents of a file, or of a byte range that :func:`plan` gave; blank lines are passed over.
 
     Without an id field the id is ``path@OFFSET``, the byte of the uncompressed file at which the line begins.
@@ -22,14 +22,14 @@ def read(source: SourceConfig, path: str, start: int = 0, stop: int | None = Non
         DataError: a line is not JSON or has no text; it names file and line.
     """
     offset = start
-    for number, line in enumerate(lines(file_chunks(path, source, start, stop), path, source.max_document_bytes)):
+    for number, line in enumerate(lines(file_chunks(file, source, start, stop), file.name, source.max_document_bytes)):
         if line.strip():
             try:
                 text, identity = parse(line, source)
             except ValueError as error:
-                place = f"{path}:{_lines_before(path, start) + number + 1}"
+                place = f"{file.name}:{_lines_before(file.path, start) + number + 1}"
                 raise DataError(f"{place} {error}: fix or delete that line.") from error
-            yield Document(f"{path}@{offset}" if identity is None else identity, source.spec, text)
+            yield Document(f"{file.name}@{offset}" if identity is None else identity, source.spec, text)
         offset += len(line) + 1
 
 
@@ -59,10 +59,10 @@ def plan(source: SourceConfig, path: str, target_bytes: int) -> list[tuple[int, 
     return ranges((seek_line(path, at, size) for at in range(target_bytes, size, target_bytes)), size)
 
 
-def _lines_before(path: str, position: int) -> int:
+def _lines_before(path: Path, position: int) -> int:
     """Lines that end before a byte of a plain file. Only for messages: it reads all that lies before."""
     count = 0
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         while position > 0 and (chunk := file.read(min(1 << 20, position))):
             count += chunk.count(b"\n")
             position -= len(chunk)

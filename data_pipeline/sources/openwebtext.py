@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import BinaryIO, cast
 
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.sources.config import SourceConfig
-from data_pipeline.sources.streams import ChunkReader, decompressed, explained
+from data_pipeline.sources.streams import ChunkReader, File, decompressed, explained
 from data_pipeline.sources.tars import TarWatch
 
 
-def read(source: SourceConfig, path: str) -> Iterator[Document]:
+def read(source: SourceConfig, file: File) -> Iterator[Document]:
     """One document a ``.txt`` member of a subset, with the id ``SUBSET/MEMBER``, such as
     ``urlsf_subset00-1_data/0000001-....txt``.
 
@@ -26,12 +26,12 @@ def read(source: SourceConfig, path: str) -> Iterator[Document]:
         DataError: an archive is damaged at either level, unsafe, or holds no text; it names archive and member.
     """
     found = False
-    with explained(path), Path(path).open("rb") as file:
-        for document in _archive(cast(BinaryIO, file), path, path, source):
+    with explained(file.name), file.path.open("rb") as opened:
+        for document in _archive(cast(BinaryIO, opened), file.name, file.name, source):
             found = True
             yield document
     if not found:
-        raise DataError(f"{path} holds no .txt file, neither directly nor in .xz subsets: it is not OpenWebText.")
+        raise DataError(f"{file.name} holds no .txt file, neither directly nor in .xz subsets: it is not OpenWebText.")
 
 
 def _archive(file: BinaryIO, name: str, shown: str, source: SourceConfig, level: int = 0) -> Iterator[Document]:

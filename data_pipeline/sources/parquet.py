@@ -9,12 +9,13 @@ from typing import Any
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.sources.config import SourceConfig
+from data_pipeline.sources.streams import File
 
 _BATCH = 256
 _FREE = 64 * 1024 * 1024
 
 
-def read(source: SourceConfig, path: str, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+def read(source: SourceConfig, file: File, start: int = 0, stop: int | None = None) -> Iterator[Document]:
     """The rows of the row groups ``[start, stop)``; without an id column the id is ``path@ROW``.
 
     Raises:
@@ -25,30 +26,32 @@ def read(source: SourceConfig, path: str, start: int = 0, stop: int | None = Non
 
     try:
         # Buffered and unmapped: a page at a time is in memory, not a row group.
-        with pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            groups = range(start, file.num_row_groups if stop is None else stop)
-            columns = _columns(file, path, source)
-            row = sum(file.metadata.row_group(group).num_rows for group in range(start))
+        with pyarrow.parquet.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False) as table:
+            groups = range(start, table.num_row_groups if stop is None else stop)
+            columns = _columns(table, file.name, source)
+            row = sum(table.metadata.row_group(group).num_rows for group in range(start))
             for group in groups:
-                _check_ratio(file.metadata.row_group(group), path, group, columns, source)
-            for batch in file.iter_batches(_BATCH, row_groups=list(groups), columns=columns, use_threads=False):
+                _check_ratio(table.metadata.row_group(group), file.name, group, columns, source)
+            for batch in table.iter_batches(_BATCH, row_groups=list(groups), columns=columns, use_threads=False):
                 texts = batch.column(source.text_field)
                 ids = batch.column(source.id_field) if source.id_field in columns else None
                 for i in range(batch.num_rows):
                     text = texts[i].as_py()
                     if not isinstance(text, str) or len(text) > source.max_document_bytes:
                         raise DataError(
-                            f"{path}, row {row}: column {source.text_field!r} holds no text of at most "
+                            f"{file.name}, row {row}: column {source.text_field!r} holds no text of at most "
                             f"{source.max_document_bytes} bytes: drop that row, or raise max_document_bytes."
                         )
                     identity = None if ids is None else ids[i].as_py()
-                    yield Document(f"{path}@{row}" if identity is None else str(identity), source.spec, text)
+                    yield Document(f"{file.name}@{row}" if identity is None else str(identity), source.spec, text)
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is damaged or no Parquet file ({reason}): restore or download it again.") from error
+        raise DataError(
+            f"{file.name} is damaged or no Parquet file ({reason}): restore or download it again."
+        ) from error
 
 
 def plan(source: SourceConfig, path: str, target_bytes: int) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,19 @@ _ZSTD_INPUT = 2048
 #: Small files may expand by any factor.
 _FREE = 64 * 1024 * 1024
 _XZ_MEMORY = 1 << 30
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source: `name` is what ids and messages call it (a path or a URL), and `path` where its bytes lie."""
+
+    name: str
+    path: Path
+
+    @classmethod
+    def local(cls, path: str) -> File:
+        """A file that lies where its name says."""
+        return cls(path, Path(path))
 
 
 @contextmanager
@@ -124,14 +138,14 @@ def _xz(file: _Counted) -> Iterator[bytes]:
             yield chunk
 
 
-def file_chunks(path: str, source: SourceConfig, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+def file_chunks(file: File, source: SourceConfig, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
     """The decompressed bytes of a file; of a plain file only those from `start` to `stop`."""
-    with Path(path).open("rb") as file:
+    with file.path.open("rb") as opened:
         if stop is None:
-            yield from decompressed(file, path, source)
+            yield from decompressed(opened, file.name, source)
             return
-        file.seek(start)
-        while start < stop and (chunk := file.read(min(CHUNK, stop - start))):
+        opened.seek(start)
+        while start < stop and (chunk := opened.read(min(CHUNK, stop - start))):
             start += len(chunk)
             yield chunk
         if start < stop:

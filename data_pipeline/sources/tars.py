@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.sources.config import SourceConfig
 from data_pipeline.sources.jsonl import parse
-from data_pipeline.sources.streams import ChunkReader, decompressed, explained
+from data_pipeline.sources.streams import ChunkReader, File, decompressed, explained
 
 _BLOCK = 512
 _META = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -137,7 +136,7 @@ class TarWatch:
         )
 
 
-def samples(path: str, source: SourceConfig) -> Iterator[dict[str, Any]]:
+def samples(file: File, source: SourceConfig) -> Iterator[dict[str, Any]]:
     """The samples of one tar archive (also ``.gz``, ``.xz``, ``.zst``) as the library groups them: raw bytes by suffix.
 
     Each has ``__key__`` (str) and the members that share it. Raises DataError for everything that
@@ -145,8 +144,9 @@ def samples(path: str, source: SourceConfig) -> Iterator[dict[str, Any]]:
     """
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    with explained(path), Path(path).open("rb") as file:
-        stream = ChunkReader(decompressed(file, path, source), TarWatch(path, source.max_document_bytes))
+    path = file.name
+    with explained(path), file.path.open("rb") as opened:
+        stream = ChunkReader(decompressed(opened, path, source), TarWatch(path, source.max_document_bytes))
         try:
             yield from group_by_keys(tar_file_expander([{"url": path, "stream": stream}]))
             # The library stops at the first empty block; the end is part of what must be right.
@@ -164,7 +164,7 @@ def samples(path: str, source: SourceConfig) -> Iterator[dict[str, Any]]:
             raise
 
 
-def read(source: SourceConfig, path: str) -> Iterator[Document]:
+def read(source: SourceConfig, file: File) -> Iterator[Document]:
     """One document a sample: its ``.txt`` member, else the text field of its ``.json`` member.
 
     The id is the id field of the ``.json`` member, else ``path#KEY``. Samples with neither (images, say) are passed
@@ -174,14 +174,14 @@ def read(source: SourceConfig, path: str) -> Iterator[Document]:
         DataError: the archive is damaged or unsafe, or a member is no UTF-8 or has no text; it names the member.
     """
     seen = used = 0
-    for sample in samples(path, source):
+    for sample in samples(file, source):
         seen += 1
-        document = sample_document(sample, path, source)
+        document = sample_document(sample, file.name, source)
         if document is not None:
             used += 1
             yield document
     if seen and not used:
-        raise DataError(f"{path} has no .txt or .json member in {seen} sample(s): it is no archive of text.")
+        raise DataError(f"{file.name} has no .txt or .json member in {seen} sample(s): it is no archive of text.")
 
 
 def sample_document(sample: dict[str, Any], path: str, source: SourceConfig) -> Document | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_pipeline.documents import Document
 from data_pipeline.sources.config import SourceConfig
-from data_pipeline.sources.streams import BLANK_LINE, COMPRESSIONS, decode_text, file_chunks, ranges
+from data_pipeline.sources.streams import BLANK_LINE, COMPRESSIONS, File, decode_text, file_chunks, ranges
 
 #: A text file up to this many bytes is one document.
 WHOLE_FILE = 256 * 1024
@@ -19,14 +19,14 @@ WHOLE_FILE = 256 * 1024
 PIECE = 16 * 1024
 
 
-def read(source: SourceConfig, path: str, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+def read(source: SourceConfig, file: File, start: int = 0, stop: int | None = None) -> Iterator[Document]:
     """The documents of a text file, or of a byte range that :func:`plan` gave.
 
     Ids are the path, and ``path#OFFSET`` (bytes of uncompressed text) for the pieces of a file above
     :data:`WHOLE_FILE`. What is no UTF-8 becomes U+FFFD.
     """
-    whole = start == 0 and (stop is None or stop == Path(path).stat().st_size)
-    chunks = file_chunks(path, source, start, stop)
+    whole = start == 0 and (stop is None or stop == file.path.stat().st_size)
+    chunks = file_chunks(file, source, start, stop)
     if whole:
         head = b""
         for chunk in chunks:
@@ -34,13 +34,13 @@ def read(source: SourceConfig, path: str, start: int = 0, stop: int | None = Non
             if len(head) > WHOLE_FILE:
                 break
         else:
-            yield Document(path, source.spec, decode_text(head, path))
+            yield Document(file.name, source.spec, decode_text(head, file.name))
             return
         chunks = _chain(head, chunks)
     for offset, piece in _pieces(chunks, start):
-        text = decode_text(piece, path, offset)
+        text = decode_text(piece, file.name, offset)
         if text.strip():
-            yield Document(f"{path}#{offset}", source.spec, text)
+            yield Document(f"{file.name}#{offset}", source.spec, text)
 
 
 def plan(source: SourceConfig, path: str, target_bytes: int) -> list[tuple[int, int]] | None:

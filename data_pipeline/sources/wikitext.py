@@ -13,12 +13,12 @@ from pathlib import Path
 from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.sources.config import SourceConfig
-from data_pipeline.sources.streams import COMPRESSIONS, decode_text, file_chunks, lines, ranges, seek_line
+from data_pipeline.sources.streams import COMPRESSIONS, File, decode_text, file_chunks, lines, ranges, seek_line
 
 _HEADING = re.compile(rb" ?= (?!=)(?:.*\S)?(?<!=) = ?\r?")
 
 
-def read(source: SourceConfig, path: str, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+def read(source: SourceConfig, file: File, start: int = 0, stop: int | None = None) -> Iterator[Document]:
     """One document an article, with the id ``path#OFFSET`` (bytes of the uncompressed file).
 
     Text before the first heading, if there is any, is a document too. Raises DataError for an article above
@@ -27,19 +27,19 @@ def read(source: SourceConfig, path: str, start: int = 0, stop: int | None = Non
     article: list[bytes] = []
     begin, size = start, 0
     for offset, line, heading in _marked(
-        lines(file_chunks(path, source, start, stop), path, source.max_document_bytes)
+        lines(file_chunks(file, source, start, stop), file.name, source.max_document_bytes)
     ):
         if heading and article:
-            yield from _document(source, path, begin, article)
+            yield from _document(source, file.name, begin, article)
             article, begin, size = [], start + offset, 0
         article.append(line)
         size += len(line) + 1
         if size > source.max_document_bytes:
             raise DataError(
-                f"{path}#{begin} is an article of more than {source.max_document_bytes} bytes: check that the file is "
-                "WikiText raw, or raise max_document_bytes."
+                f"{file.name}#{begin} is an article of more than {source.max_document_bytes} bytes: check that the "
+                "file is WikiText raw, or raise max_document_bytes."
             )
-    yield from _document(source, path, begin, article)
+    yield from _document(source, file.name, begin, article)
 
 
 def plan(source: SourceConfig, path: str, target_bytes: int) -> list[tuple[int, int]] | None:
@@ -51,10 +51,10 @@ def plan(source: SourceConfig, path: str, target_bytes: int) -> list[tuple[int, 
     return ranges(starts, size)
 
 
-def _document(source: SourceConfig, path: str, begin: int, article: list[bytes]) -> Iterator[Document]:
-    text = decode_text(b"\n".join(article), path, begin)
+def _document(source: SourceConfig, name: str, begin: int, article: list[bytes]) -> Iterator[Document]:
+    text = decode_text(b"\n".join(article), name, begin)
     if text.strip():
-        yield Document(f"{path}#{begin}", source.spec, text + "\n")
+        yield Document(f"{name}#{begin}", source.spec, text + "\n")
 
 
 def _marked(found: Iterator[bytes], after_blank: bool = True) -> Iterator[tuple[int, bytes, bool]]:
@@ -72,5 +72,5 @@ def _marked(found: Iterator[bytes], after_blank: bool = True) -> Iterator[tuple[
 def _seek_article(source: SourceConfig, path: str, position: int, size: int) -> int:
     """Where the first title begins whose line and the one before begin at or after `position`."""
     start = seek_line(path, position, size)
-    found = lines(file_chunks(path, source, start, size), path, source.max_document_bytes)
+    found = lines(file_chunks(File.local(path), source, start, size), path, source.max_document_bytes)
     return next((start + offset for offset, _, title in _marked(found, after_blank=False) if title), size)

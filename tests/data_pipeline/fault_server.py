@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, quote, unquote
 
 #: Faults of one answer to a GET.
 FAULTS = ("cut", "stall", "reset", "busy", "etag", "flip", "short", "whole", "slow", "denied", "gone", "range")
@@ -19,16 +20,21 @@ FAULTS = ("cut", "stall", "reset", "busy", "etag", "flip", "short", "whole", "sl
 class FaultServer:
     """Serves a directory; each GET of a file that matches `only` takes the next of `faults`, if there is one.
 
-    `always` is a fault of every such GET. `seen` counts faults and requests; `headers` keeps those of each request.
+    `always` is a fault of every such GET. `seen` counts faults and requests; `headers` and `names` keep those
+    of each request.
     """
 
-    def __init__(self, root: Path, only: str = r"\.tar$") -> None:
-        self.root, self.only = root, re.compile(only)
+    def __init__(self, root: Path, only: str = r"\.tar$", port: int = 0) -> None:
+        self.root, self.only, self.port = root, re.compile(only), port
+        self.dead = False
+        self.encoding: str | None = None  # Content-Encoding of every file
+        self.page = 1000  # objects of one answer to a listing
         self.faults: deque[str] = deque()
         self.always: str | None = None
         self.stall_s = 1.0
         self.seen: Counter[str] = Counter()
         self.headers: list[dict[str, str]] = []
+        self.names: list[str] = []
 
     def __enter__(self):
         outer = self
@@ -46,7 +52,7 @@ class FaultServer:
             def do_GET(self):
                 outer.answer(self, head=False)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -58,11 +64,22 @@ class FaultServer:
         self._server.shutdown()
         self._server.server_close()
 
+    def kill(self):
+        """Stop listening, and hang up on every connection at its next request, as the end of a process does."""
+        self.dead = True
+        self.__exit__()
+
     def answer(self, handler, head):
-        path = self.root / handler.path.lstrip("/")
+        if self.dead:
+            handler.close_connection = True
+            return
+        place, _, query = handler.path.partition("?")
+        path = self.root / unquote(place).lstrip("/")
+        listing = None if head or "list-type=2" not in query else self._listing(path, parse_qs(query))
         self.seen["HEAD" if head else "GET"] += 1
+        self.names.append(handler.path)
         self.headers.append({k.lower(): v for k, v in handler.headers.items()})
-        if not path.is_file():
+        if listing is None and not path.is_file():
             self._plain(handler, 404)
             return
         fault = None
@@ -80,10 +97,27 @@ class FaultServer:
             handler.close_connection = True
             handler.connection.close()
         else:
-            self._file(handler, path.read_bytes(), fault, head)
+            self._file(handler, path.read_bytes() if listing is None else listing, fault, head)
+
+    def _listing(self, bucket, query):
+        """A page of the objects of a bucket, as ListObjectsV2 gives it; a token is the last key of a page."""
+        prefix, token = query.get("prefix", [""])[0], query.get("continuation-token", [""])[0]
+        keys = sorted(p.relative_to(bucket).as_posix() for p in bucket.rglob("*") if p.is_file())
+        keys = [key for key in keys if key.startswith(prefix) and key > token]
+        rows = "".join(
+            f"<Contents><Key>{quote(key)}</Key><Size>{(bucket / key).stat().st_size}</Size>"
+            f"<ETag>{etag_of((bucket / key).read_bytes())}</ETag></Contents>"
+            for key in keys[: self.page]
+        )
+        more = len(keys) > self.page
+        rows += f"<NextContinuationToken>{keys[self.page - 1]}</NextContinuationToken>" if more else ""
+        return (
+            '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><EncodingType>url</EncodingType>'
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{rows}</ListBucketResult>"
+        ).encode()
 
     def _file(self, handler, data, fault, head):
-        etag = f'"{hashlib.md5(data).hexdigest()}"'
+        etag = etag_of(data)
         if handler.headers.get("If-Match", etag) != etag:
             self._plain(handler, 412)
             return
@@ -99,6 +133,8 @@ class FaultServer:
             status, total = 206, len(data)
             data = data[first : last + 1]
             headers["Content-Range"] = f"bytes {first}-{last}/{total}"
+        if self.encoding is not None:
+            headers["Content-Encoding"] = self.encoding
         if fault == "flip":
             data = data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 8]) + data[len(data) // 2 + 1 :]
         handler.send_response(status)
@@ -131,3 +167,7 @@ class FaultServer:
         for name, value in {**(headers or {}), "Content-Length": "0"}.items():
             handler.send_header(name, value)
         handler.end_headers()
+
+
+def etag_of(data):
+    return f'"{hashlib.md5(data).hexdigest()}"'

@@ -284,7 +284,6 @@ def test_damaged_warc_is_an_error(tmp_path):
         "magic": whole.replace(b"WARC/1.0\r\nWARC-Type: conversion", b"WXRC/1.0\r\nWARC-Type: conversion"),
         "garbage": b"no archive at all\n" * 100,
         "empty": b"",
-        "a page": whole + record(1, "response"),
     }
     for name, data in plain.items():
         path = tmp_path / "a.warc"

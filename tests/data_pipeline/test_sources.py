@@ -88,7 +88,7 @@ def test_large_text_without_blank_lines_is_cut_too(tmp_path):
         ("data.bin", "unknown extension"),
         ("data.gz", "unknown extension"),
         (".", "is a directory"),
-        ("https://example.org/a.txt", "is a URL"),
+        ("ftp://example.org/a.txt", "is a URL"),
         ("pipe:cat a.txt", "is a URL"),
     ],
 )
