@@ -1,6 +1,6 @@
 """What opening a dataset of OpenWebText's size, and of a trillion tokens, costs a rank: time, memory, first sequence.
 
-    python benchmarks/scale.py [--json] [--directory DIR]
+    python benchmarks/scale.py [--json] [--directory DIR] [--write docs/data.md]
 
 Writes a dataset whose index, tables and tokenizer are real and whose shards are empty files of the right size (they
 take no room on a file system with sparse files), then opens it in a process of its own as training does: the index is
@@ -37,10 +37,26 @@ from data_pipeline.schema import (
     content_hash,
 )
 from data_pipeline.tokenizer import train_tokenizer
+from pretrain.markdown import write_section
 
 _SIZES = {"9e9": 9_000_000_000, "1e12": 1_000_000_000_000}
 _BLOCK, _SHARD_BYTES, _DOCUMENT = 65_536, 256 * 1024 * 1024, 1_128  # OpenWebText has 1,128 GPT-2 tokens a document
 _NO_HASH = "0" * 64
+_FIGURES = {
+    "blocks": "blocks",
+    "shards": "shards",
+    "index_json_bytes": "`index.json`, bytes",
+    "blocks_table_bytes": "table of blocks, bytes",
+    "documents_table_bytes": "table of documents, bytes (training never opens it)",
+    "open_s": "open and check, s",
+    "first_sequence_s": "until the first sequence is found, s",
+    "own_mib": "memory of a rank, MiB",
+    "mapped_mib": "mapped tables that ranks share, MiB",
+    "peak_mib": "peak of both, MiB",
+    "seek_1_percent_ms": "seek to 1 % of an epoch not yet touched, ms",
+    "seek_50_percent_ms": "seek to 50 %, ms",
+    "seek_99_percent_ms": "seek to 99 %, ms",
+}
 
 
 def write_dataset(directory: Path, tokens: int) -> dict[str, int]:
@@ -161,6 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--directory", type=Path, help="where the datasets are written; a temporary one otherwise")
+    parser.add_argument("--write", type=Path, help="put the table between the markers of this Markdown file")
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.open:
@@ -168,11 +185,20 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="pha-scale-", dir=arguments.directory) as folder:
         rows = {name: _row(Path(folder) / name, tokens) for name, tokens in _SIZES.items()}
-    if arguments.json:
-        print(json.dumps(rows, indent=1))
-        return
-    for name in next(iter(rows.values())):
-        print(f"{name:<24}" + "".join(f"{row[name]:>18,.2f}" for row in rows.values()))
+    if arguments.write:
+        write_section(arguments.write, "benchmarks/scale.py", table(rows))
+    print(json.dumps(rows, indent=1) if arguments.json else table(rows))
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The measurements as Markdown."""
+    lines = ["| | " + " | ".join(f"{row['tokens']:,} tokens" for row in rows.values()) + " |"]
+    lines.append("|---|" + "---:|" * len(rows))
+    for name, shown in _FIGURES.items():
+        values = [row[name] for row in rows.values()]
+        cells = (f"{value:,}" if isinstance(value, int) else f"{value:,.2f}" for value in values)
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def _row(directory: Path, tokens: int) -> dict[str, Any]:
