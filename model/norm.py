@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.config import ModelConfig
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * gain over the last dimension, computed in float32 (arXiv 1910.07467, Eq. 4).
@@ -23,9 +25,13 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Normalise x [..., size]; the result has its shape and dtype.
 
-        `scale` is a scalar tensor on the result. It multiplies the gain, `size` numbers, and not the
+        `scale`, a scalar or [size], multiplies the result. It meets the gain, `size` numbers, and not the
         activations.
         """
         weight = self.weight if scale is None else self.weight * scale
         dtype = torch.promote_types(x.dtype, torch.float32)
         return F.rms_norm(x.to(dtype), weight.shape, weight.to(dtype), self.eps).to(x.dtype)
+
+    def initialise(self, config: ModelConfig) -> None:
+        """Gains start at 1."""
+        nn.init.ones_(self.weight)
