@@ -22,9 +22,10 @@ NORM_EPS = 1e-12
 class Attention(Mixer):
     """Causal attention with n_heads queries and n_kv_heads keys and values (arXiv 2305.13245).
 
-    Scores are q k / sqrt(head_dim) where `attention.scores` is "plain". Otherwise they are s_h * cos(q, k): q and k have length 1 and s_h = exp(log_scale_h), at most `cosine_scale_max`, takes the place of
-    1/sqrt(head_dim) (Swin Transformer V2, arXiv 2111.09883, Eq. 2; arXiv 2606.16093, Section 3). Rotations
-    keep lengths, so RoPE may follow the normalisation. Projections have no bias.
+    Scores are q k / sqrt(head_dim) where `attention.scores` is "plain". Otherwise they are s_h * cos(q, k): q and k
+    have length 1 and s_h = exp(log_scale_h), at most `cosine_scale_max`, takes the place of 1/sqrt(head_dim) (Swin
+    Transformer V2, arXiv 2111.09883, Eq. 2; arXiv 2606.16093, Section 3). Rotations keep lengths, so RoPE may follow
+    the normalisation. Projections have no bias.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -68,7 +69,8 @@ class Attention(Mixer):
         """Keys and values, of `max_length` tokens or of a window of any length."""
         kind, length = (KeyValues, max_length) if self.window is None else (WindowKeyValues, self.window)
         shape = (batch, self.kv_heads, length, self.head_dim)
-        return kind(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        return kind(keys, values)
 
     def initialise(self, config: ModelConfig) -> None:
         """Queries, keys and values by themselves; the temperature at `cosine_scale_init`."""

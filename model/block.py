@@ -13,6 +13,7 @@ from model.cache import Memory
 from model.config import ModelConfig
 from model.ffn import SwiGLU
 from model.gss import GatedStateSpace
+from model.mamba2 import Mamba2
 from model.mixer import Mixer
 from model.mixing import Mixing
 from model.norm import RMSNorm
@@ -20,7 +21,8 @@ from model.rows import Rows
 
 MIXERS: dict[str, Callable[[ModelConfig], Mixer]] = {
     "attention": Attention,
-    "gss": GatedStateSpace,
+    "gss": lambda config: Mamba2(config) if config.gss.kind == "ssd" else GatedStateSpace(config),
+    "ssd": Mamba2,
     "ffn_aux": lambda config: SwiGLU(config.d_model, config.ffn_aux_size),
     "ffn_main": lambda config: SwiGLU(config.d_model, config.ffn_main_size),
 }
@@ -42,9 +44,7 @@ class Block(nn.Module):
         """
         raise NotImplementedError
 
-    def empty_memory(
-        self, batch: int, max_length: int, dtype: torch.dtype, device: torch.device
-    ) -> dict[str, Memory]:
+    def empty_memory(self, batch: int, max_length: int, dtype: torch.dtype, device: torch.device) -> dict[str, Memory]:
         """What the layer's mixers remember, by their names; see `Mixer.empty_memory`."""
         made = {part: self._mixer(part).empty_memory(batch, max_length, dtype, device) for part in self.parts}
         return {part: memory for part, memory in made.items() if memory is not None}
