@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention import Attention, rope_tables
+from model.attention import Attention
 from model.ffn import SwiGLU
 from model.gss import GatedStateSpace
 from model.lm import LanguageModel
 from model.loss import linear_cross_entropy
-from model.norm import RMSNorm
+from model.norm import GatedRMSNorm, RMSNorm
+from model.rows import Rows, rope_tables
 
 Build = Callable[..., LanguageModel]
 
@@ -75,16 +76,16 @@ def test_attention(build: Build, kv_heads: int) -> None:
     module.log_scale[0] = 6.0  # above the clamp of log 100
     x = torch.randn(1, 9, 32)
     tables = rope_tables(torch.arange(9)[None], 8, 100.0)
-    torch.testing.assert_close(module(x, *tables)[0], _slow_attention(module, x[0], 100.0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module(x, Rows(*tables))[0], _slow_attention(module, x[0], 100.0), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_attention_depends_on_distances_only(build: Build) -> None:
     module = build().layers[0].attention
     x = torch.randn(1, 9, 32)
-    near, far = (module(x, *rope_tables(torch.arange(9)[None] + start, 8, 1e4)) for start in (0, 1000))
+    near, far = (module(x, Rows(*rope_tables(torch.arange(9)[None] + start, 8, 1e4))) for start in (0, 1000))
     torch.testing.assert_close(near, far, rtol=1e-3, atol=1e-4)
-    still = module(x, *rope_tables(torch.zeros(1, 9, dtype=torch.int64), 8, 1e4))
+    still = module(x, Rows(*rope_tables(torch.zeros(1, 9, dtype=torch.int64), 8, 1e4)))
     assert not torch.allclose(near, still, rtol=1e-3, atol=1e-4)
 
 
@@ -131,7 +132,7 @@ def test_the_block_is_figure_1(build: Build, residual: str) -> None:
     w = model.mixing_weights()[0]
     mixed = (
         w[0] * block.norm_gss(block.gss(normed))
-        + w[1] * block.norm_attention(block.attention(normed, *tables))
+        + w[1] * block.norm_attention(block.attention(normed, Rows(*tables)))
         + w[2] * block.norm_ffn(block.ffn_aux(normed))
     )
     inner = alpha * x + mixed
