@@ -27,8 +27,8 @@ class Mamba2(Mixer):
         y = SSD(x, dt, A, B, C) + D x
         out = W_out GatedRMSNorm(y, z)
 
-    Steps, decays, states and the skip are float32 under any autocast or parameter dtype. Rates decay nothing while
-    their head's step is small: a head's memory is 1 / (dt |A|) tokens.
+    Steps, decays, states and the skip are float32 under any autocast or parameter dtype. A head's memory is
+    1 / (dt |A|) tokens.
     """
 
     def __init__(self, config: ModelConfig) -> None:
