@@ -51,6 +51,22 @@ def visible(starts: Tensor | None, chunk: int, device: torch.device) -> Tensor:
     return causal & (segments.unsqueeze(-1) == segments.unsqueeze(-2))
 
 
+def toeplitz(kernel: Tensor, rows: int, columns: int, offset: int = 0) -> Tensor:
+    """Matrices whose entry at row s and column i is kernel[i + offset - s], and 0 outside the kernel.
+
+    Args:
+        kernel: [H, L].
+        rows: above `offset`.
+        columns: such that columns + offset >= L.
+        offset: lag of the first column on the first row.
+
+    Returns:
+        [H, rows, columns].
+    """
+    padded = F.pad(kernel, (rows - 1 - offset, columns + offset - kernel.shape[-1]))
+    return padded.unfold(-1, columns, 1).flip(1)
+
+
 @dataclass(frozen=True)
 class DocumentChunks:
     """Rows cut into chunks that begin at the start of every document, so that no chunk holds two documents.
