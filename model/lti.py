@@ -79,6 +79,15 @@ def _powers(log_a: Tensor, exponents: Tensor) -> Tensor:
     return torch.exp(log_a.unsqueeze(-1) * exponents)
 
 
+def _power_table(log_a: Tensor, count: int) -> Tensor:
+    """a^0 ... a^(count - 1) [H or 1, N, count], as products of two short tables: exponentials are slow."""
+    near = max(1, math.isqrt(count))
+    far = -(-count // near)
+    steps = torch.arange(max(near, far), device=log_a.device, dtype=log_a.real.dtype)
+    table = _powers(log_a, steps[:far] * near).unsqueeze(-1) * _powers(log_a, steps[:near]).unsqueeze(-2)
+    return table.flatten(-2)[..., :count]
+
+
 def _real_rows(z: Tensor) -> Tensor:
     """[H, N, E] complex to [H, 2 N, E] real: rows real part of n, minus imaginary part of n, in turn.
 
@@ -98,9 +107,8 @@ def lti_kernel(log_a: Tensor, weight: Tensor, length: int) -> Tensor:
     """K_l = Re(sum over n of weight_n a_n^l) for l below `length` [H, length] (arXiv 2206.11893)."""
     block = min(KERNEL_BLOCK, length)
     count = -(-length // block)
-    steps = torch.arange(max(block, count), device=log_a.device, dtype=log_a.real.dtype)
-    far = weight.unsqueeze(1) * _powers(log_a, steps[:count] * block).transpose(1, 2)  # [H, count, N]
-    near = _real_rows(_powers(log_a, steps[:block]))
+    far = weight.unsqueeze(1) * _power_table(log_a * block, count).transpose(1, 2)  # [H, count, N]
+    near = _real_rows(_power_table(log_a, block))
     return _per_channel(torch.view_as_real(far).flatten(2), near).flatten(1)[:, :length]
 
 
@@ -141,7 +149,7 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     """`lti` for widened inputs."""
     batch, size = u.shape[0], chunks.chunk
-    powers = _powers(log_a, torch.arange(size + 1, device=u.device, dtype=u.dtype))  # [H or 1, N, C + 1]
+    powers = _power_table(log_a, size + 1)  # [H or 1, N, C + 1]
     rows = chunks.split(u).permute(3, 0, 1, 2).flatten(1, 2)  # [H, B n, C]
     kernel = _per_channel(torch.view_as_real(weight).flatten(1).unsqueeze(1), _real_rows(powers[..., :size]))[:, 0]
     if skip is not None:
