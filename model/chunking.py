@@ -51,6 +51,12 @@ def visible(starts: Tensor | None, chunk: int, device: torch.device) -> Tensor:
     return causal & (segments.unsqueeze(-1) == segments.unsqueeze(-2))
 
 
+def fft_length(least: int) -> int:
+    """The smallest 2^k or 3 * 2^k that is at least `least`: lengths with large prime factors are slow."""
+    power = 1 << max(1, (least - 1).bit_length())
+    return 3 * power // 4 if power >= 4 and 3 * power // 4 >= least else power
+
+
 def toeplitz(kernel: Tensor, rows: int, columns: int, offset: int = 0) -> Tensor:
     """Matrices whose entry at row s and column i is kernel[i + offset - s], and 0 outside the kernel.
 

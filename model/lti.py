@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.chunking import DocumentChunks, compute_dtype, toeplitz
+from model.chunking import DocumentChunks, compute_dtype, fft_length, toeplitz
 
 KERNEL_BLOCK = 64
 """Lags of the kernel that one table of powers covers; a longer kernel multiplies two short tables."""
@@ -228,12 +228,6 @@ def lti(
         return _chunked(u, log_a, weight, skip, state, DocumentChunks.cut(u.shape[1], starts, chunk))
 
 
-def _fft_length(least: int) -> int:
-    """The smallest 2^k or 3 * 2^k that is at least `least`: lengths with large prime factors are slow."""
-    power = 1 << max(1, (least - 1).bit_length())
-    return 3 * power // 4 if power >= 4 and 3 * power // 4 >= least else power
-
-
 def fft_convolve(u: Tensor, kernel: Tensor) -> Tensor:
     """y_t = sum over l of kernel_l u_{t-l} for each channel: u [B, T, H], kernel [H, L], y [B, T, H].
 
@@ -241,7 +235,7 @@ def fft_convolve(u: Tensor, kernel: Tensor) -> Tensor:
     """
     dtype = compute_dtype(u, kernel)
     length = u.shape[1]
-    points = _fft_length(length + kernel.shape[1] - 1)
+    points = fft_length(length + kernel.shape[1] - 1)
     with torch.autocast(u.device.type, enabled=False):
         spectrum = torch.fft.rfft(u.to(dtype).transpose(1, 2), n=points) * torch.fft.rfft(kernel.to(dtype), n=points)
         return torch.fft.irfft(spectrum, n=points)[..., :length].transpose(1, 2)
