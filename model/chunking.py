@@ -51,6 +51,28 @@ def visible(starts: Tensor | None, chunk: int, device: torch.device) -> Tensor:
     return causal & (segments.unsqueeze(-1) == segments.unsqueeze(-2))
 
 
+def fft_length(least: int) -> int:
+    """The smallest 2^k or 3 * 2^k that is at least `least`: lengths with large prime factors are slow."""
+    power = 1 << max(1, (least - 1).bit_length())
+    return 3 * power // 4 if power >= 4 and 3 * power // 4 >= least else power
+
+
+def toeplitz(kernel: Tensor, rows: int, columns: int, offset: int = 0) -> Tensor:
+    """Matrices whose entry at row s and column i is kernel[i + offset - s], and 0 outside the kernel.
+
+    Args:
+        kernel: [H, L].
+        rows: above `offset`.
+        columns: such that columns + offset >= L.
+        offset: lag of the first column on the first row.
+
+    Returns:
+        [H, rows, columns].
+    """
+    padded = F.pad(kernel, (rows - 1 - offset, columns + offset - kernel.shape[-1]))
+    return padded.unfold(-1, columns, 1).flip(1)
+
+
 @dataclass(frozen=True)
 class DocumentChunks:
     """Rows cut into chunks that begin at the start of every document, so that no chunk holds two documents.

@@ -99,7 +99,7 @@ def ssd(
 ) -> tuple[Tensor, Tensor]:
     """Run h_t = exp(dt_t a) h_{t-1} + dt_t x_t b_t^T and y_t = h_t c_t over the tokens of each row.
 
-    This is the SSD layer of Mamba-2 (arXiv 2405.21060, Eq. 16 with the discretisation of Section 7) without its
+    This is the SSD layer of Mamba-2 (arXiv 2405.21060, Section 6) without its
     skip D x. Everything is float32 (float64 stays float64) under any autocast. A row of one token takes the
     recurrence directly, so that a sequence may be read in parts of any length.
 
