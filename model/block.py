@@ -14,14 +14,18 @@ from model.config import ModelConfig
 from model.ffn import SwiGLU
 from model.gss import GatedStateSpace
 from model.mamba2 import Mamba2
+from model.mehta import MehtaGSS
 from model.mixer import Mixer
 from model.mixing import Mixing
 from model.norm import RMSNorm
 from model.rows import Rows
 
+GSS_KINDS: dict[str, Callable[[ModelConfig], Mixer]] = {"gated": GatedStateSpace, "ssd": Mamba2, "mehta": MehtaGSS}
+"""What `gss.kind` chooses among."""
+
 MIXERS: dict[str, Callable[[ModelConfig], Mixer]] = {
     "attention": Attention,
-    "gss": lambda config: Mamba2(config) if config.gss.kind == "ssd" else GatedStateSpace(config),
+    "gss": lambda config: GSS_KINDS[config.gss.kind](config),
     "ssd": Mamba2,
     "ffn_aux": lambda config: SwiGLU(config.d_model, config.ffn_aux_size),
     "ffn_main": lambda config: SwiGLU(config.d_model, config.ffn_main_size),

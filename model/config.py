@@ -7,9 +7,9 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from model import architectures
-from model.mixer_config import AttentionConfig, GSSConfig, SSDConfig, require
+from model.mixer_config import AttentionConfig, GSSConfig, MehtaConfig, SSDConfig, require
 
-__all__ = ["BRANCHES", "AttentionConfig", "Branch", "GSSConfig", "ModelConfig", "SSDConfig"]
+__all__ = ["BRANCHES", "AttentionConfig", "Branch", "GSSConfig", "MehtaConfig", "ModelConfig", "SSDConfig"]
 
 Branch = Literal["gss", "attention", "ffn"]
 
@@ -46,7 +46,7 @@ class ModelConfig(BaseModel):
         embedding_init_std: standard deviation of the embedding; None is the rule in `model.init`.
         embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model); None is the architecture's own: "sqrt"
             in `pha`, as its paper says, and "none" elsewhere.
-        attention, gss, ssd: the mixers.
+        attention, gss, ssd, mehta: the mixers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -74,6 +74,7 @@ class ModelConfig(BaseModel):
     attention: AttentionConfig = AttentionConfig()
     gss: GSSConfig = GSSConfig()
     ssd: SSDConfig = SSDConfig()
+    mehta: MehtaConfig = MehtaConfig()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -198,6 +199,16 @@ class ModelConfig(BaseModel):
     def ssd_heads(self) -> int:
         """Heads of the Mamba-2 mixer."""
         return self.ssd_size // self.ssd.head_dim
+
+    @property
+    def mehta_narrow_size(self) -> int:
+        """Channels of the recurrent stream of Mehta's gated state space."""
+        return max(1, round(self.mehta.narrow * self.d_model))
+
+    @property
+    def mehta_wide_size(self) -> int:
+        """Channels of its gated stream."""
+        return max(1, round(self.mehta.expansion * self.d_model))
 
     def _round(self, expansion: float) -> int:
         multiple = self.ffn_multiple_of

@@ -35,8 +35,8 @@ def _attention(config: ModelConfig, seq_len: int) -> Flops:
 
 
 def _gss(config: ModelConfig, seq_len: int) -> Flops:
-    if config.gss.kind == "ssd":
-        return _ssd(config, seq_len)
+    if config.gss.kind != "gated":
+        return {"ssd": _ssd, "mehta": _mehta}[config.gss.kind](config, seq_len)
     size = config.gss_size
     return {"gss_projections": 2.0 * 4 * config.d_model * size, "scan": float(SCAN_FLOPS_PER_CHANNEL * size)}
 
@@ -51,6 +51,16 @@ def _ssd(config: ModelConfig, seq_len: int) -> Flops:
         "ssd_projections": 2.0 * config.d_model * (3 * size + mapped + heads),
         "conv": 2.0 * settings.conv * (size + mapped),
         "ssd": 2.0 * (within + 2 * size * settings.state),
+    }
+
+
+def _mehta(config: ModelConfig, seq_len: int) -> Flops:
+    """Within a chunk one number a pair of tokens; across chunks N complex states are written and read."""
+    d, narrow, wide = config.d_model, config.mehta_narrow_size, config.mehta_wide_size
+    near = visible(min(seq_len, config.mehta.chunk), None)
+    return {
+        "mehta_projections": 2.0 * (d * narrow + d * wide + narrow * wide + wide * d),
+        "lti": 2.0 * narrow * (near + 4 * config.mehta.state),
     }
 
 

@@ -56,7 +56,8 @@ class GSSConfig(MixerConfig):
 
     Attributes:
         kind: "gated" is that recurrence; "ssd" puts a Mamba-2 mixer in its place, with the settings of
-            `SSDConfig` (the other fields here are then without effect).
+            `SSDConfig`, and "mehta" the layer of Mehta et al., with those of `MehtaConfig` (the other fields here
+            are then without effect).
         expansion: H / d_model.
         decay: "real" gives each channel a learned decay exp(-softplus(lambda)), the diagonal of A; "none"
             sets A = 1 and leaves all forgetting to the gate.
@@ -68,7 +69,7 @@ class GSSConfig(MixerConfig):
         chunk: tokens in a chunk of the parallel scan. It changes speed, and nothing else beyond rounding.
     """
 
-    kind: Literal["gated", "ssd"] = "gated"
+    kind: Literal["gated", "ssd", "mehta"] = "gated"
     expansion: float = 2.5
     decay: Literal["none", "real"] = "real"
     timescale_min: float = 4.0
@@ -131,4 +132,38 @@ class SSDConfig(MixerConfig):
                 f"ssd.{name}_min is {low} and ssd.{name}_max is {high}; both must be above 0, and the minimum may "
                 "not exceed the maximum.",
             )
+        return self
+
+
+class MehtaConfig(MixerConfig):
+    """The gated state space of Mehta et al. (arXiv 2206.13947; sizes as at their d_model of 1,024).
+
+    Attributes:
+        narrow: channels of the recurrent stream / d_model, H.
+        expansion: channels of the gated stream / d_model, F.
+        state: states of a channel, N; all channels share their decays and frequencies.
+        chunk: tokens of a chunk of the scan. It changes speed, and nothing else beyond rounding.
+        dt_min, dt_max: states begin with memories of 2 / dt_max to 2 / dt_min tokens.
+    """
+
+    narrow: float = 0.25
+    expansion: float = 4.0
+    state: int = 512
+    chunk: int = 64
+    dt_min: float = 1e-3
+    dt_max: float = 0.1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("narrow", "expansion"):
+            value = getattr(self, name)
+            require(value > 0, f"mehta.{name} is {value}; it must be above 0.")
+        for name in ("state", "chunk"):
+            value = getattr(self, name)
+            require(value >= 1, f"mehta.{name} is {value}; it must be at least 1.")
+        require(
+            0 < self.dt_min <= self.dt_max < math.inf,
+            f"mehta.dt_min is {self.dt_min} and mehta.dt_max is {self.dt_max}; both must be above 0, and the minimum "
+            "may not exceed the maximum.",
+        )
         return self

@@ -31,8 +31,8 @@ def _attention(config: ModelConfig) -> int:
 
 
 def _gss(config: ModelConfig) -> int:
-    if config.gss.kind == "ssd":
-        return _ssd(config)
+    if config.gss.kind != "gated":
+        return {"ssd": _ssd, "mehta": _mehta}[config.gss.kind](config)
     per_channel = 2 if config.gss.decay == "real" else 1
     return 4 * config.d_model * config.gss_size + per_channel * config.gss_size
 
@@ -42,6 +42,12 @@ def _ssd(config: ModelConfig) -> int:
     size, heads, settings = config.ssd_size, config.ssd_heads, config.ssd
     convolved = size + 2 * settings.groups * settings.state
     return config.d_model * (2 * size + convolved + heads) + convolved * (settings.conv + 1) + 3 * heads + size
+
+
+def _mehta(config: ModelConfig) -> int:
+    """Four maps, the shared decays and frequencies, a complex output map, and the skip."""
+    d, narrow, wide, states = config.d_model, config.mehta_narrow_size, config.mehta_wide_size, config.mehta.state
+    return d * narrow + d * wide + narrow * wide + wide * d + 2 * states + 2 * narrow * states + narrow
 
 
 PARAMETERS: dict[str, Callable[[ModelConfig], int]] = {

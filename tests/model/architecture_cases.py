@@ -8,6 +8,7 @@ CASES: dict[str, dict[str, Any]] = {
     "pha": {},
     "pha-rglru": {"gss": {"input_scale": "rglru"}},
     "pha-ssd": {"gss": {"kind": "ssd"}},
+    "pha-mehta": {"gss": {"kind": "mehta"}},
     "pha-window": {"attention": {"window": 5}},
     "pha-plain": {"attention": {"scores": "plain"}},
     "pha-sequential": {"composition": "sequential"},

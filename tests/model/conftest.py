@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import GSSConfig, ModelConfig, SSDConfig
+from model.config import GSSConfig, MehtaConfig, ModelConfig, SSDConfig
 from model.lm import LanguageModel
 from model.presets import preset
 
@@ -18,8 +18,12 @@ Build = Callable[..., LanguageModel]
 @pytest.fixture
 def nano() -> ModelConfig:
     """The smallest preset with a vocabulary of 61 and scan chunks of 4 tokens."""
-    ssd = SSDConfig(head_dim=16, state=16, chunk=4)
-    return preset("pha-nano").model_copy(update={"vocab_size": 61, "gss": GSSConfig(chunk=4), "ssd": ssd})
+    mixers = {
+        "gss": GSSConfig(chunk=4),
+        "ssd": SSDConfig(head_dim=16, state=16, chunk=4),
+        "mehta": MehtaConfig(state=16, chunk=4),
+    }
+    return preset("pha-nano").model_copy(update={"vocab_size": 61, **mixers})
 
 
 @pytest.fixture

@@ -45,6 +45,9 @@ SIZES: dict[str, Any] = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads
         ({"ssd": {"expand": 0.0}}, "ssd.expand is 0.0"),
         ({"ssd": {"dt_min": 0.2}}, "ssd.dt_min is 0.2 and ssd.dt_max is 0.1"),
         ({"ssd": {"a_max": 0.5}}, "ssd.a_min is 1.0 and ssd.a_max is 0.5"),
+        ({"mehta": {"narrow": 0.0}}, "mehta.narrow is 0.0"),
+        ({"mehta": {"state": 0}}, "mehta.state is 0"),
+        ({"mehta": {"dt_min": 0.2}}, "mehta.dt_min is 0.2 and mehta.dt_max is 0.1"),
     ],
 )
 def test_each_error_is_a_sentence_that_names_its_value(fields: dict[str, Any], words: str) -> None:
