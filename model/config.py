@@ -37,7 +37,8 @@ class ModelConfig(BaseModel):
         dropout: probability on each branch output and on the main FFN's output (0.1 in the paper).
         cosine_scale_init: initial temperature of the scaled-cosine attention, one learned logarithm a head.
         cosine_scale_max: its upper clamp (Swin Transformer V2, arXiv 2111.09883, Section 3.3).
-        branches: `pha`: which branches there are, in the order of `BRANCHES`; the paper's Table 7 takes some away.
+        branches: `pha`: which branches there are, whatever the order here; the paper's Table 7 takes some away. The
+            main FFN stays in "parallel"; in "sequential", "ffn" is the one FFN.
         composition: `pha`: "parallel" is Figure 1; "sequential" (Table 6) runs attention, GSS and one FFN of the
             main size one after another, each with a norm and a residual. At 768 x 12 that counts 181M parameters
             where the table has 185.8M; with both FFNs it would be 208M.
