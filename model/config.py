@@ -45,8 +45,8 @@ class ModelConfig(BaseModel):
         mixing: `pha`, parallel: how the branches are weighed, see `model.mixing.Mixing`.
         main_residual: `pha`, parallel: the path around the main FFN, see `model.block.ParallelBlock`.
         embedding_init_std: standard deviation of the embedding; None is the rule in `model.init`.
-        embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model); None is the architecture's own: "sqrt"
-            in `pha`, as its paper says, and "none" elsewhere.
+        embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model), as the paper of `pha` says; "none" is 1, as
+            in GPT-2 and Mamba-2, whose rule in `model.init` is another. "sqrt" learns faster at small widths.
         attention, gss, ssd, mehta: the mixers.
     """
 
@@ -71,7 +71,7 @@ class ModelConfig(BaseModel):
     mixing: Literal["softplus", "softmax", "mean", "per_channel", "token_gate"] = "softplus"
     main_residual: Literal["normed", "raw", "none"] = "normed"
     embedding_init_std: float | None = None
-    embedding_scale: Literal["sqrt", "none"] | None = None
+    embedding_scale: Literal["sqrt", "none"] = "sqrt"
     attention: AttentionConfig = AttentionConfig()
     gss: GSSConfig = GSSConfig()
     ssd: SSDConfig = SSDConfig()
@@ -153,11 +153,6 @@ class ModelConfig(BaseModel):
     def cosine(self) -> bool:
         """Whether attention scores are scaled cosines."""
         return (self.attention.scores or ("cosine" if self.architecture == "pha" else "plain")) == "cosine"
-
-    @property
-    def scales_embedding(self) -> bool:
-        """Whether embedded tokens are multiplied by sqrt(d_model)."""
-        return (self.embedding_scale or ("sqrt" if self.architecture == "pha" else "none")) == "sqrt"
 
     @property
     def mixed_branches(self) -> tuple[Branch, ...]:

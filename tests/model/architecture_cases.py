@@ -27,5 +27,6 @@ CASES: dict[str, dict[str, Any]] = {
     "transformer-window": {"architecture": "transformer", "attention": {"window": 4}},
     "transformer-no-positions": {"architecture": "transformer", "attention": {"positions": "none"}},
     "mamba2": {"architecture": "mamba2"},
+    "mamba2-unscaled": {"architecture": "mamba2", "embedding_scale": "none"},
     "mamba2-groups": {"architecture": "mamba2", "ssd": {"groups": 2, "conv": 3, "expand": 4.0}},
 }
