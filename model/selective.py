@@ -3,8 +3,7 @@
 Positions are cut into tiles. The selected queries of a tile are gathered, attend to the slice of keys that the
 tile's window reaches, and are scattered back: cost and memory follow the number of selected tokens, and no score
 matrix is larger than the queries of a tile times its keys. All rows share the slices, so that keys and values are
-never copied; a row with fewer selected tokens than another in a tile fills up with unselected ones, whose output
-is dropped.
+never copied; a row with fewer selected tokens than another in a tile fills up with other ones, whose output is dropped.
 """
 
 from __future__ import annotations
@@ -19,6 +18,10 @@ from torch.nn import functional as F
 
 from model.chunking import compute_dtype, into_chunks, segment_ids
 from model.errors import ModelError
+
+QUERY_MULTIPLE = 8
+"""Gathered queries of a tile come in multiples of it. In matrix products of odd sizes the rounding of a row depends
+on the number of rows, and a choice in one document would show in the last digits of another."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class _Tile:
 def _tiles(mask: Tensor, segments: Tensor | None, past: int, window: int, size: int) -> list[_Tile]:
     """Tiles of `size` positions that hold a selected query, in order; the arguments are as in their users."""
     length = mask.shape[1]
-    selected = into_chunks(mask, size)  # [B, n, size]
+    selected = F.pad(into_chunks(mask, size), (0, -size % QUERY_MULTIPLE))  # [B, n, size, and room to fill up]
     counts = selected.sum(-1)
     order = torch.argsort(selected, dim=-1, descending=True, stable=True)  # a tile's selected tokens come first
     tiles, used = [], 0
@@ -115,7 +118,8 @@ def _tiles(mask: Tensor, segments: Tensor | None, past: int, window: int, size: 
         if most == 0:
             continue
         begin, end = index * size, min((index + 1) * size, length)
-        places = order[:, index, :most] + begin
+        most += -most % QUERY_MULTIPLE
+        places = (order[:, index, :most] + begin).clamp(max=end - 1)
         reach = slice(max(0, begin + past - window + 1), end + past)
         keys = torch.arange(reach.start, reach.stop, device=mask.device)
         queries = places.unsqueeze(-1) + past
@@ -254,7 +258,7 @@ def selected_attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     output = _TiledAttention.apply(queries, keys, values, tiles, scale).transpose(1, 2)
     output = torch.where(used, output, 0)
-    return output.new_zeros(shape).scatter(1, places.expand_as(output), output)
+    return output.new_zeros(shape).scatter_add(1, places.expand_as(output), output)  # the same place may fill up twice
 
 
 def selected_attention_reference(

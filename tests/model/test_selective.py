@@ -77,7 +77,7 @@ def test_no_score_matrix_exceeds_a_tile_and_its_window(monkeypatch: pytest.Monke
     mask[:, [3, 4, 20, 60]] = True
     mask[1, 21] = True
     selected_attention(q, k, v, mask, 8, tile=16)
-    assert sizes == [(2, 16), (2, 23), (1, 23)]
+    assert sizes == [(8, 16), (8, 23), (8, 23)]
 
 
 @pytest.mark.parametrize("position", [1, 3, 4, 7, 9])
@@ -91,6 +91,18 @@ def test_documents_are_bit_identical_whatever_came_before(position: int) -> None
         t[:, :position] *= 3
     after = selected_attention(q, k, v, mask, 6, starts, (past[0] + 1, past[1] + 1), tile=4)
     assert torch.equal(before[:, position:], after[:, position:])
+
+
+def test_a_choice_in_one_document_leaves_the_rounding_of_the_next() -> None:
+    generator = torch.Generator().manual_seed(6)
+    for _ in range(20):
+        q, k, v = (normal(generator, 2, 90, heads, 32).float() for heads in (4, 2, 2))
+        starts, mask = torch.zeros(2, 90, dtype=torch.bool), torch.rand(2, 90, generator=generator) < 0.3
+        starts[:, 41] = True
+        before = selected_attention(q, k, v, mask, 30, starts, tile=64)
+        mask[:, :41] = torch.rand(2, 41, generator=generator) < 0.6
+        after = selected_attention(q, k, v, mask, 30, starts, tile=64)
+        assert torch.equal(before[:, 41:], after[:, 41:])
 
 
 def test_parts_and_single_tokens_equal_the_whole() -> None:
