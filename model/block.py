@@ -1,19 +1,65 @@
-"""One layer: three parallel branches, their mixture, and the main feed-forward network."""
+"""How the mixers of one layer are put together."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
+from model.architectures import Layer
 from model.attention import Attention
-from model.cache import LayerCache
+from model.cache import Memory
 from model.config import ModelConfig
 from model.ffn import SwiGLU
 from model.gss import GatedStateSpace
+from model.mamba2 import Mamba2
+from model.mehta import MehtaGSS
+from model.mixer import Mixer
 from model.mixing import Mixing
 from model.norm import RMSNorm
+from model.rows import Rows
+
+GSS_KINDS: dict[str, Callable[[ModelConfig], Mixer]] = {"gated": GatedStateSpace, "ssd": Mamba2, "mehta": MehtaGSS}
+"""What `gss.kind` chooses among."""
+
+MIXERS: dict[str, Callable[[ModelConfig], Mixer]] = {
+    "attention": Attention,
+    "gss": lambda config: GSS_KINDS[config.gss.kind](config),
+    "ssd": Mamba2,
+    "ffn_aux": lambda config: SwiGLU(config.d_model, config.ffn_aux_size),
+    "ffn_main": lambda config: SwiGLU(config.d_model, config.ffn_main_size),
+}
+"""How a layer's parts are made; the names are those of `model.architectures`."""
 
 
 class Block(nn.Module):
+    """One layer. Its mixers are attributes called by their names in `parts`."""
+
+    def __init__(self, config: ModelConfig, parts: tuple[str, ...]) -> None:
+        super().__init__()
+        self.parts = parts
+        self.dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
+
+    def forward(self, x: Tensor, *rows: Tensor | None, memory: dict[str, Memory] | None = None) -> Tensor:
+        """Map the stream x [B, T, d_model] to the next one.
+
+        `rows` are the fields of `Rows`: tensors or None, and positional, as activation checkpointing wants.
+        """
+        raise NotImplementedError
+
+    def empty_memory(self, batch: int, max_length: int, dtype: torch.dtype, device: torch.device) -> dict[str, Memory]:
+        """What the layer's mixers remember, by their names; see `Mixer.empty_memory`."""
+        made = {part: self._mixer(part).empty_memory(batch, max_length, dtype, device) for part in self.parts}
+        return {part: memory for part, memory in made.items() if memory is not None}
+
+    def _mixer(self, part: str) -> Mixer:
+        mixer = getattr(self, part)
+        assert isinstance(mixer, Mixer)
+        return mixer
+
+
+class ParallelBlock(Block):
     """The layer of the Parallel Hybrid Architecture (arXiv 2606.16093, Figure 1, Eq. 3 and 4).
 
         x^ = RMSNorm(x)                                     one norm for all branches
@@ -32,51 +78,76 @@ class Block(nn.Module):
     - "none", out = SwiGLU(h), is Figure 1 taken literally; gradients then reach a layer only through every
       FFN above.
 
-    Dropout falls on each normalised branch output and on the main FFN's output.
+    Dropout falls on each normalised branch output and on the main FFN's output. Branches may be missing (Table 7);
+    the main FFN stays.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+    def __init__(self, config: ModelConfig, parts: tuple[str, ...]) -> None:
+        super().__init__(config, parts)
         size, eps = config.d_model, config.norm_eps
         self.alpha = config.deepnorm_alpha
         self.main_residual = config.main_residual
         self.norm = RMSNorm(size, eps)
-        self.gss = GatedStateSpace(config)
-        self.attention = Attention(config)
-        self.ffn_aux = SwiGLU(size, config.ffn_aux_size)
-        self.norm_gss = RMSNorm(size, eps)
-        self.norm_attention = RMSNorm(size, eps)
-        self.norm_ffn = RMSNorm(size, eps)
-        self.mixing = Mixing()
+        for part in parts:
+            self.add_module(part, MIXERS[part](config))
+        for part in parts:
+            self.add_module(_norm_of(part), RMSNorm(size, eps))
+        self.mixing = Mixing(config)
         self.norm_main = RMSNorm(size, eps)
         self.ffn_main = SwiGLU(size, config.ffn_main_size)
-        self.dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None = None,
-        keep: Tensor | None = None,
-        cache: LayerCache | None = None,
-    ) -> Tensor:
-        """Map the stream x [B, T, d_model] to the next one.
-
-        All arguments but the cache are tensors or None and positional, as activation checkpointing wants;
-        `cos`, `sin`, `mask` and `keep` are those of `Attention` and `GatedStateSpace`, computed once for all
-        layers.
-        """
+    def forward(self, x: Tensor, *rows: Tensor | None, memory: dict[str, Memory] | None = None) -> Tensor:
+        """See `Block`."""
+        known, memories = Rows(*rows), memory or {}
         normed = self.norm(x)
-        weights = self.mixing()
-        mixed = (
-            self.dropout(self.norm_gss(self.gss(normed, keep, cache), weights[0]))
-            + self.dropout(self.norm_attention(self.attention(normed, cos, sin, mask, cache), weights[1]))
-            + self.dropout(self.norm_ffn(self.ffn_aux(normed), weights[2]))
-        )
+        weights = self.mixing(normed)
+        mixed: Tensor | None = None
+        for part, weight in zip(self.parts, weights, strict=True):
+            out = self._weighed(part, self._mixer(part)(normed, known, memories.get(part)), weight)
+            mixed = out if mixed is None else mixed + out
+        assert mixed is not None
         x = mixed.add(x, alpha=self.alpha)
         hidden = self.norm_main(x)
         out = self.dropout(self.ffn_main(hidden))
         if self.main_residual == "none":
             return out
         return out.add(hidden if self.main_residual == "normed" else x, alpha=self.alpha)
+
+    def _weighed(self, part: str, out: Tensor, weight: Tensor) -> Tensor:
+        """Normalise a branch and weigh it: by its gain where all tokens have one weight."""
+        norm = getattr(self, _norm_of(part))
+        out = norm(out, weight) if weight.ndim < 3 else norm(out) * weight.to(out.dtype)
+        return self.dropout(out)
+
+
+class SequentialBlock(Block):
+    """Pre-norm residual parts one after another, x <- x + part(RMSNorm(x)).
+
+    With attention and an FFN this is the usual Transformer layer; with an SSD mixer alone, that of Mamba-2; with
+    attention, GSS and an FFN, the sequential comparison of arXiv 2606.16093, Table 6 ("each with residual"; no
+    DeepNorm factor is named there, and none is used). Dropout falls on each part's output.
+    """
+
+    def __init__(self, config: ModelConfig, parts: tuple[str, ...]) -> None:
+        super().__init__(config, parts)
+        for part in parts:
+            self.add_module(_norm_of(part), RMSNorm(config.d_model, config.norm_eps))
+            self.add_module(part, MIXERS[part](config))
+
+    def forward(self, x: Tensor, *rows: Tensor | None, memory: dict[str, Memory] | None = None) -> Tensor:
+        """See `Block`."""
+        known, memories = Rows(*rows), memory or {}
+        for part in self.parts:
+            normed = getattr(self, _norm_of(part))(x)
+            x = x + self.dropout(self._mixer(part)(normed, known, memories.get(part)))
+        return x
+
+
+def _norm_of(part: str) -> str:
+    """The name of a part's norm; the FFN's does not say which FFN."""
+    return "norm_" + part.removesuffix("_aux").removesuffix("_main")
+
+
+def build_block(config: ModelConfig, layer: Layer) -> Block:
+    """The block of one layer of `model.architectures.layers`."""
+    return (ParallelBlock if layer.parallel else SequentialBlock)(config, layer.parts)

@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-BRANCHES = ("gss", "attention", "ffn")
+from model import architectures
+from model.mixer_config import AttentionConfig, GSSConfig, MehtaConfig, SSDConfig, require
+
+__all__ = ["BRANCHES", "AttentionConfig", "Branch", "GSSConfig", "MehtaConfig", "ModelConfig", "SSDConfig"]
+
+Branch = Literal["gss", "attention", "ffn"]
+
+BRANCHES: tuple[Branch, ...] = ("gss", "attention", "ffn")
 """Order of the parallel branches wherever they are stacked (Table 9 of the paper uses the same)."""
 
 
-def _require(condition: bool, sentence: str) -> None:
-    """Raise ValueError (which pydantic reports with the field's place) unless `condition` holds."""
-    if not condition:
-        raise ValueError(sentence)
-
-
-class GSSConfig(BaseModel):
-    """The gated state space branch, h_t = sigmoid(W_g x_t) * (A h_{t-1} + B x_t) (arXiv 2606.16093, Eq. 2).
-
-    The paper gives neither the state size nor the output map. The parameter totals of its Table 1 leave about
-    10 d^2 weights a layer for this branch. `expansion` = 2.5 spends them on four d x H matrices (input, gate,
-    filter, output) with H = 2.5 d. The other reading, five d x 2d matrices, needs a second input or output
-    map that Figure 1 does not draw, for a state that is a fifth smaller.
-
-    Attributes:
-        expansion: H / d_model.
-        decay: "real" gives each channel a learned decay exp(-softplus(lambda)), the diagonal of A; "none"
-            sets A = 1 and leaves all forgetting to the gate.
-        timescale_min: shortest memory at initialisation, in tokens (a = exp(-1/timescale)).
-        timescale_max: longest memory at initialisation, in tokens; channels are spread log-uniformly between.
-        input_scale: "none" is Eq. 2 as printed; "rglru" multiplies the input by sqrt(1 - a^2), which keeps
-            the state's variance independent of the time scale (RG-LRU, arXiv 2402.19427, Eq. 4); it learns
-            slightly faster in short runs (0.02 nats after 300 steps).
-        chunk: tokens in a chunk of the parallel scan. It changes speed, and nothing else beyond rounding.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    expansion: float = 2.5
-    decay: Literal["none", "real"] = "real"
-    timescale_min: float = 4.0
-    timescale_max: float = 2000.0
-    input_scale: Literal["none", "rglru"] = "none"
-    chunk: int = 32
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _require(self.expansion > 0, f"gss.expansion is {self.expansion}; it must be above 0, such as 2.5.")
-        _require(self.chunk >= 1, f"gss.chunk is {self.chunk}; it must be at least 1 token, such as 32.")
-        _require(
-            0 < self.timescale_min <= self.timescale_max < math.inf,
-            f"gss.timescale_min is {self.timescale_min} and gss.timescale_max is {self.timescale_max}; both "
-            "must be above 0 tokens, and the minimum may not exceed the maximum.",
-        )
-        return self
-
-
 class ModelConfig(BaseModel):
-    """A Parallel Hybrid Architecture language model (arXiv 2606.16093, Section 3).
+    """A language model. One field, `architecture`, chooses the family; a field that it has no use for is ignored.
 
     Attributes:
-        architecture: the family; "pha" is the only one so far.
+        architecture: "pha", the Parallel Hybrid Architecture (arXiv 2606.16093, Section 3); "transformer", pre-norm
+            attention and SwiGLU; "mamba2" (arXiv 2405.21060). `model.architectures` says what layers each has.
         vocab_size: tokens in the vocabulary; None lets the trainer take it from the dataset.
         d_model: width of the residual stream.
         n_layers: number of blocks.
@@ -77,19 +37,27 @@ class ModelConfig(BaseModel):
         dropout: probability on each branch output and on the main FFN's output (0.1 in the paper).
         cosine_scale_init: initial temperature of the scaled-cosine attention, one learned logarithm a head.
         cosine_scale_max: its upper clamp (Swin Transformer V2, arXiv 2111.09883, Section 3.3).
-        main_residual: the path around the main FFN, see `model.block.Block`.
+        branches: `pha`: which branches there are, whatever the order here; the paper's Table 7 takes some away. The
+            main FFN stays in "parallel"; in "sequential", "ffn" is the one FFN.
+        composition: `pha`: "parallel" is Figure 1; "sequential" (Table 6) runs attention, GSS and one FFN of the
+            main size one after another, each with a norm and a residual. At 768 x 12 that counts 181M parameters
+            where the table has 185.8M; with both FFNs it would be 208M.
+        mixing: `pha`, parallel: how the branches are weighed, see `model.mixing.Mixing`.
+        main_residual: `pha`, parallel: the path around the main FFN, see `model.block.ParallelBlock`.
         embedding_init_std: standard deviation of the embedding; None is the rule in `model.init`.
-        gss: the gated state space branch.
+        embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model), as the paper of `pha` says; "none" is 1, as
+            in GPT-2 and Mamba-2, whose rule in `model.init` is another. "sqrt" learns faster at small widths.
+        attention, gss, ssd, mehta: the mixers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    architecture: Literal["pha"] = "pha"
+    architecture: architectures.Name = "pha"
     vocab_size: int | None = None
     d_model: int
     n_layers: int
-    n_heads: int
-    n_kv_heads: int
+    n_heads: int = 8
+    n_kv_heads: int = 2
     ffn_main: float = 2.0
     ffn_aux: float = 0.67
     ffn_multiple_of: int = 32
@@ -98,33 +66,62 @@ class ModelConfig(BaseModel):
     dropout: float = 0.0
     cosine_scale_init: float = 10.0
     cosine_scale_max: float = 100.0
+    branches: tuple[Branch, ...] = BRANCHES
+    composition: Literal["parallel", "sequential"] = "parallel"
+    mixing: Literal["softplus", "softmax", "mean", "per_channel", "token_gate"] = "softplus"
     main_residual: Literal["normed", "raw", "none"] = "normed"
     embedding_init_std: float | None = None
+    embedding_scale: Literal["sqrt", "none"] = "sqrt"
+    attention: AttentionConfig = AttentionConfig()
     gss: GSSConfig = GSSConfig()
+    ssd: SSDConfig = SSDConfig()
+    mehta: MehtaConfig = MehtaConfig()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "ffn_multiple_of"):
             value = getattr(self, name)
-            _require(value >= 1, f"{name} is {value}; it must be at least 1.")
-        _require(
+            require(value >= 1, f"{name} is {value}; it must be at least 1.")
+        require(
             self.vocab_size is None or self.vocab_size >= 2,
             f"vocab_size is {self.vocab_size}; it must be at least 2, or null to take it from the dataset.",
         )
-        _require(
-            self.d_model % self.n_heads == 0,
-            f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads}), so that the heads are equal.",
+        require(
+            0 < len(self.branches) == len(set(self.branches)),
+            f"branches is {list(self.branches)}; it must name at least one of {', '.join(BRANCHES)}, each once.",
         )
-        _require(
-            self.n_heads % self.n_kv_heads == 0,
-            f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads}), so that each "
-            "key and value head serves the same number of query heads.",
-        )
-        _require(
-            (self.d_model // self.n_heads) % 2 == 0,
-            f"the head size d_model / n_heads is {self.d_model // self.n_heads}; rotary embeddings turn "
-            "pairs of channels, so it must be even.",
-        )
+        return self
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        parts = architectures.parts(self)
+        if "attention" in parts:
+            require(
+                self.d_model % self.n_heads == 0,
+                f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads}), so that the heads are "
+                "equal.",
+            )
+            require(
+                self.n_heads % self.n_kv_heads == 0,
+                f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads}), so that each "
+                "key and value head serves the same number of query heads.",
+            )
+            require(
+                self.head_dim % 2 == 0 or self.attention.positions == "none",
+                f"the head size d_model / n_heads is {self.head_dim}; rotary embeddings turn "
+                "pairs of channels, so it must be even.",
+            )
+        if "ssd" in parts or ("gss" in parts and self.gss.kind == "ssd"):
+            require(
+                self.ssd_size % self.ssd.head_dim == 0,
+                f"ssd.expand * d_model ({self.ssd_size}) must be a multiple of ssd.head_dim ({self.ssd.head_dim}), "
+                "so that the heads are equal.",
+            )
+            require(
+                self.ssd_heads % self.ssd.groups == 0,
+                f"the number of SSD heads ({self.ssd_heads}) must be a multiple of ssd.groups ({self.ssd.groups}), so "
+                "that each group serves the same number of heads.",
+            )
         return self
 
     @model_validator(mode="after")
@@ -138,9 +135,9 @@ class ModelConfig(BaseModel):
             "embedding_init_std",
         ):
             value = getattr(self, name)
-            _require(value is None or value > 0, f"{name} is {value}; it must be above 0.")
-        _require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be at least 0 and below 1.")
-        _require(
+            require(value is None or value > 0, f"{name} is {value}; it must be above 0.")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be at least 0 and below 1.")
+        require(
             self.cosine_scale_init <= self.cosine_scale_max,
             f"cosine_scale_init ({self.cosine_scale_init}) may not exceed cosine_scale_max "
             f"({self.cosine_scale_max}), because a clamped temperature gets no gradient.",
@@ -151,6 +148,18 @@ class ModelConfig(BaseModel):
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.d_model // self.n_heads
+
+    @property
+    def cosine(self) -> bool:
+        """Whether attention scores are scaled cosines."""
+        return (self.attention.scores or ("cosine" if self.architecture == "pha" else "plain")) == "cosine"
+
+    @property
+    def mixed_branches(self) -> tuple[Branch, ...]:
+        """The branches that a mixture weighs, in the order of `BRANCHES`; empty where nothing is mixed."""
+        if self.architecture != "pha" or self.composition != "parallel" or len(self.branches) < 2:
+            return ()
+        return tuple(branch for branch in BRANCHES if branch in self.branches)
 
     @property
     def deepnorm_alpha(self) -> float:
@@ -176,6 +185,26 @@ class ModelConfig(BaseModel):
     def gss_size(self) -> int:
         """State channels H of the gated state space branch."""
         return max(1, round(self.gss.expansion * self.d_model))
+
+    @property
+    def ssd_size(self) -> int:
+        """Inner channels of the Mamba-2 mixer."""
+        return max(1, round(self.ssd.expand * self.d_model))
+
+    @property
+    def ssd_heads(self) -> int:
+        """Heads of the Mamba-2 mixer."""
+        return self.ssd_size // self.ssd.head_dim
+
+    @property
+    def mehta_narrow_size(self) -> int:
+        """Channels of the recurrent stream of Mehta's gated state space."""
+        return max(1, round(self.mehta.narrow * self.d_model))
+
+    @property
+    def mehta_wide_size(self) -> int:
+        """Channels of its gated stream."""
+        return max(1, round(self.mehta.expansion * self.d_model))
 
     def _round(self, expansion: float) -> int:
         multiple = self.ffn_multiple_of

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.config import ModelConfig
+from model.init import embedding_std
 from model.loss import linear_cross_entropy
 
 
 class TiedEmbedding(nn.Module):
-    """One matrix [V, d] that embeds tokens, times sqrt(d), and scores them (arXiv 2606.16093, Section 3).
+    """One matrix [V, d] that embeds tokens and scores them.
 
     Both uses pass through this module's own forward: sharding engines such as ZeRO stage 3 gather a parameter
     around the forward of the module that owns it, and would not see a use of the matrix anywhere else.
@@ -21,12 +22,13 @@ class TiedEmbedding(nn.Module):
     Args:
         vocab_size: V.
         d_model: d.
+        scale: factor on embedded tokens; sqrt(d) in arXiv 2606.16093, Section 3.
     """
 
-    def __init__(self, vocab_size: int, d_model: int) -> None:
+    def __init__(self, vocab_size: int, d_model: int, scale: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, d_model))
-        self.scale = math.sqrt(d_model)
+        self.scale = scale
 
     def forward(
         self, x: Tensor, mode: Literal["embed", "logits", "loss"] = "embed", labels: Tensor | None = None
@@ -45,3 +47,7 @@ class TiedEmbedding(nn.Module):
             return logits.to(torch.promote_types(logits.dtype, torch.float32))
         assert labels is not None
         return linear_cross_entropy(x.flatten(0, -2), self.weight, labels.flatten())
+
+    def initialise(self, config: ModelConfig) -> None:
+        """See `embedding_std`."""
+        nn.init.normal_(self.weight, std=embedding_std(config))

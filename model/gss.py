@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.cache import LayerCache
+from model.cache import Memory, States
 from model.config import ModelConfig
+from model.init import fill
+from model.mixer import ROWS, Mixer
+from model.rows import Rows
 from model.scan import diagonal_scan
 
 INPUT_SCALE_FLOOR = 1e-6
 """Least 1 - a^2 under the square root of the RG-LRU input scale; it bounds the derivative at 500."""
 
 
-class GatedStateSpace(nn.Module):
+def timescales(config: ModelConfig) -> Tensor:
+    """Memory of each state channel at initialisation [H], in tokens, log-uniform, float64."""
+    low, high = math.log(config.gss.timescale_min), math.log(config.gss.timescale_max)
+    return torch.linspace(low, high, config.gss_size, dtype=torch.float64).exp()
+
+
+class GatedStateSpace(Mixer):
     """h_t = g_t * (A h_{t-1} + u_t), then a feature filter and an output map.
 
     This is Eq. 2 and Figure 1 of arXiv 2606.16093, with what they leave open filled in:
@@ -38,17 +49,8 @@ class GatedStateSpace(nn.Module):
         self.decay = nn.Parameter(torch.empty(size)) if config.gss.decay == "real" else None
         self.out_proj = nn.Linear(size, config.d_model, bias=False)
 
-    def forward(self, x: Tensor, keep: Tensor | None = None, cache: LayerCache | None = None) -> Tensor:
-        """Run the recurrence over each row.
-
-        Args:
-            x: [B, T, d_model].
-            keep: [B, T, 1], 0 at the first token of a document and 1 elsewhere; None is one document.
-            cache: this block's cache; its state enters, and is replaced by the last one.
-
-        Returns:
-            [B, T, d_model].
-        """
+    def forward(self, x: Tensor, rows: Rows = ROWS, memory: Memory | None = None) -> Tensor:
+        """Run the recurrence over each row [B, T, d_model]; the memory's state enters and the last one replaces it."""
         inputs, gate, features = self.in_proj(x).chunk(3, dim=-1)
         dtype = torch.promote_types(x.dtype, torch.float32)
         gate = torch.sigmoid(gate + self.gate_bias.to(dtype))
@@ -57,9 +59,29 @@ class GatedStateSpace(nn.Module):
         if self.input_scale == "rglru":
             # From the decay before any reset: a document's first token is treated alike in every packing.
             driven = driven * torch.sqrt((1 - decay.square()).clamp(min=INPUT_SCALE_FLOOR))
-        if keep is not None:
-            decay = decay * keep
-        states, final = diagonal_scan(decay, driven, None if cache is None else cache.state, self.chunk)
-        if cache is not None:
-            cache.state = final.clone()  # a view would keep every state alive
+        if rows.keep is not None:
+            decay = decay * rows.keep
+        initial = memory.tensors["state"] if isinstance(memory, States) else None
+        states, final = diagonal_scan(decay, driven, initial, self.chunk)
+        if isinstance(memory, States):
+            memory.tensors["state"] = final.clone()  # a view would keep every state alive
         return self.out_proj((states * F.silu(features)).to(x.dtype))
+
+    def empty_memory(self, batch: int, max_length: int, dtype: torch.dtype, device: torch.device) -> Memory:
+        """The state [B, H]."""
+        return States({"state": torch.zeros(batch, self.gate_bias.shape[0], dtype=torch.float32, device=device)})
+
+    def initialise(self, config: ModelConfig) -> None:
+        """Give channel c the decay a = exp(-1 / timescale_c) at W_g x = 0.
+
+        With a zero bias the gate of Eq. 2 is 1/2 and every channel forgets within two tokens, whatever A is. With
+        a learned A the gate and A take half of log a each.
+        """
+        for weight in self.in_proj.weight.chunk(3):
+            fill(weight, config, "in")
+        fill(self.out_proj.weight, config, "out")
+        rate = 1.0 / timescales(config)
+        if self.decay is not None:
+            rate = rate / 2
+            self.decay.copy_(torch.log(torch.expm1(rate)))  # softplus(decay) = rate
+        self.gate_bias.copy_(-torch.log(torch.expm1(rate)))  # sigmoid(bias) = exp(-rate)

@@ -2,50 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from model.attention import rope_tables
-from model.block import Block
+from model import architectures
+from model.block import Block, ParallelBlock, build_block
 from model.cache import Cache
 from model.config import ModelConfig
 from model.embedding import TiedEmbedding
 from model.errors import ModelError
+from model.groups import ParameterGroup, parameter_groups
 from model.init import initialise
 from model.norm import RMSNorm
 from model.params import require_vocab_size
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """Parameters that share an optimizer setting.
-
-    Attributes:
-        name: "decay" or "no_decay".
-        parameters: pairs of the parameter's name in the model, and the parameter.
-        decay: whether weight decay applies.
-    """
-
-    name: str
-    parameters: list[tuple[str, nn.Parameter]]
-    decay: bool
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What the blocks need to know about the rows: rotary tables, attention mask, state resets."""
-
-    cos: Tensor
-    sin: Tensor
-    mask: Tensor | None
-    keep: Tensor | None
+from model.rows import describe_rows
 
 
 class LanguageModel(nn.Module):
-    """A Parallel Hybrid Architecture language model (arXiv 2606.16093, Section 3).
+    """A language model of any architecture: what differs between them is in `blocks`.
 
     Args:
         config: the model; parameters are drawn from torch's global random generator.
@@ -57,8 +34,9 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = TiedEmbedding(require_vocab_size(config), config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        scale = math.sqrt(config.d_model) if config.embedding_scale == "sqrt" else 1.0
+        self.embedding = TiedEmbedding(require_vocab_size(config), config.d_model, scale)
+        self.blocks = nn.ModuleList(build_block(config, layer) for layer in architectures.layers(config))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self._checkpoint: Callable[..., Tensor] | None = None
         self._recompute_every = 0
@@ -89,14 +67,15 @@ class LanguageModel(nn.Module):
                 gradients.
         """
         self._check(tokens, documents, labels, cache)
-        layout = self._layout(tokens, documents, cache)
+        rows = describe_rows(self.config, tokens, documents, 0 if cache is None else cache.position)
         x = self.embedding(tokens)
         for index, block in enumerate(self.blocks):
-            arguments = (x, layout.cos, layout.sin, layout.mask, layout.keep)
             if self._checkpoint is not None and self._recomputes(index) and cache is None:
-                x = self._checkpoint(block, *arguments)
+                x = self._checkpoint(block, x, *rows)
             else:
-                x = block(*arguments, None if cache is None else cache.layers[index])
+                x = block(x, *rows, memory=None if cache is None else cache.layers[index])
+        if cache is not None:
+            cache.position += tokens.shape[1]
         hidden = self.norm(x)
         if labels is None:
             return self.embedding(hidden, "logits")
@@ -124,59 +103,32 @@ class LanguageModel(nn.Module):
         self._recompute_every = every
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Split the parameters into those with and without weight decay; each is in exactly one group.
-
-        Matrices decay. The embedding, gains, biases, decays of the recurrence, temperatures and mixing
-        scalars do not: their zero is no neutral value (p toward 0 is uniform mixing; lambda toward 0 is a
-        memory of one token).
-        """
-        decay: list[tuple[str, nn.Parameter]] = []
-        no_decay: list[tuple[str, nn.Parameter]] = []
-        for name, parameter in self.named_parameters():
-            matrix = parameter.ndim >= 2 and not name.startswith("embedding.")
-            (decay if matrix else no_decay).append((name, parameter))
-        return [ParameterGroup("decay", decay, True), ParameterGroup("no_decay", no_decay, False)]
+        """The parameters with and without weight decay; `model.groups` has the rule."""
+        return parameter_groups(self)
 
     def mixing_weights(self) -> Tensor:
-        """The branches' weights in each layer [L, 3], float32, detached (arXiv 2606.16093, Table 9).
+        """The branches' weights in each layer [L, n], float32, detached (arXiv 2606.16093, Table 9).
 
-        The columns are in the order of `model.config.BRANCHES`.
+        The columns are in the order of `ModelConfig.mixed_branches`; [0, 0] where the architecture mixes nothing.
 
         Raises:
             ModelError: the mixing scalars are sharded away and must be gathered first.
         """
-        if any(block.mixing.p.numel() == 0 for block in self.layers):
-            raise ModelError("The mixing scalars are sharded over ranks; gather them before reading them.")
-        with torch.no_grad():
-            return torch.stack([block.mixing() for block in self.layers])
+        if not self.config.mixed_branches:
+            return torch.empty(0, 0)
+        return torch.stack([block.mixing.average() for block in self.layers if isinstance(block, ParallelBlock)])
 
     def new_cache(self, batch: int, max_length: int, dtype: torch.dtype = torch.float32) -> Cache:
-        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device."""
-        return Cache.empty(self.config, batch, max_length, dtype, self.embedding.weight.device)
+        """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device.
+
+        `dtype` is for keys and values. Where the attention has a window, or there is none, any length fits.
+        """
+        device = self.embedding.weight.device
+        return Cache([block.empty_memory(batch, max_length, dtype, device) for block in self.layers], batch)
 
     def _recomputes(self, index: int) -> bool:
         every = self._recompute_every
         return every > 0 and index % every == 0 and self.training and torch.is_grad_enabled()
-
-    def _layout(self, tokens: Tensor, documents: Tensor | None, cache: Cache | None) -> _Layout:
-        """Derive everything that depends on where documents and calls begin."""
-        length, device = tokens.shape[1], tokens.device
-        steps = torch.arange(length, device=device)
-        mask = keep = None
-        if documents is not None:
-            starts = torch.ones_like(documents, dtype=torch.bool)
-            starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-            segments = starts.cumsum(1)
-            positions = steps - torch.where(starts, steps, 0).cummax(1).values
-            causal = steps[:, None] >= steps
-            mask = ((segments[:, :, None] == segments[:, None, :]) & causal)[:, None]
-            keep = (~starts)[:, :, None].to(torch.float32)
-        else:
-            before = 0 if cache is None else cache.position
-            positions = (steps + before)[None]
-            if before > 0 and length > 1:
-                mask = (torch.arange(before + length, device=device) <= positions[0, :, None])[None, None]
-        return _Layout(*rope_tables(positions, self.config.head_dim, self.config.rope_theta), mask, keep)
 
     def _check(self, tokens: Tensor, documents: Tensor | None, labels: Tensor | None, cache: Cache | None) -> None:
         """Raise ModelError where the arguments do not fit together."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from model.config import BRANCHES, ModelConfig
+from collections import Counter
+from collections.abc import Callable
+
+from model import architectures
+from model.architectures import Layer
+from model.config import ModelConfig
 from model.errors import ModelError
 
 
@@ -20,24 +25,67 @@ def require_vocab_size(config: ModelConfig) -> int:
     return config.vocab_size
 
 
-def count_parameters(config: ModelConfig) -> dict[str, int]:
-    """Count the parameters of each part, and `total`. The embedding is tied to the head and counted once.
+def _attention(config: ModelConfig) -> int:
+    d, kv_width = config.d_model, config.n_kv_heads * config.head_dim
+    return 2 * d * d + 2 * d * kv_width + (config.n_heads if config.cosine else 0)
 
-    `norms` holds five gains a layer (shared, one a branch, before the main FFN) and the final one.
+
+def _gss(config: ModelConfig) -> int:
+    if config.gss.kind != "gated":
+        return {"ssd": _ssd, "mehta": _mehta}[config.gss.kind](config)
+    per_channel = 2 if config.gss.decay == "real" else 1
+    return 4 * config.d_model * config.gss_size + per_channel * config.gss_size
+
+
+def _ssd(config: ModelConfig) -> int:
+    """Both projections, filters with their biases, three numbers a head, and the gains of the gated norm."""
+    size, heads, settings = config.ssd_size, config.ssd_heads, config.ssd
+    convolved = size + 2 * settings.groups * settings.state
+    return config.d_model * (2 * size + convolved + heads) + convolved * (settings.conv + 1) + 3 * heads + size
+
+
+def _mehta(config: ModelConfig) -> int:
+    """Four maps, the shared decays and frequencies, a complex output map, and the skip."""
+    d, narrow, wide, states = config.d_model, config.mehta_narrow_size, config.mehta_wide_size, config.mehta.state
+    return d * narrow + d * wide + narrow * wide + wide * d + 2 * states + 2 * narrow * states + narrow
+
+
+PARAMETERS: dict[str, Callable[[ModelConfig], int]] = {
+    "attention": _attention,
+    "gss": _gss,
+    "ssd": _ssd,
+    "ffn_aux": lambda config: 3 * config.d_model * config.ffn_aux_size,
+    "ffn_main": lambda config: 3 * config.d_model * config.ffn_main_size,
+}
+"""Parameters of one layer's part, by its name in `model.architectures`."""
+
+
+def _mixing(config: ModelConfig) -> int:
+    branches = len(config.mixed_branches)
+    return branches * {"mean": 0, "softplus": 1, "softmax": 1}.get(config.mixing, config.d_model)
+
+
+def _layer(config: ModelConfig, layer: Layer) -> Counter[str]:
+    counts = Counter({part: PARAMETERS[part](config) for part in layer.parts})
+    counts["norms"] = len(layer.parts) * config.d_model
+    if layer.parallel:  # the shared norm, and the one before the main FFN
+        counts["norms"] += 2 * config.d_model
+        counts["ffn_main"] += PARAMETERS["ffn_main"](config)
+        counts["mixing"] += _mixing(config)
+    return counts
+
+
+def count_parameters(config: ModelConfig) -> dict[str, int]:
+    """Count the parameters of each part that the model has, and `total`.
+
+    The embedding is tied to the head and counted once. `norms` holds the gains before and after parts, and the final
+    one; a norm inside a mixer counts with it.
 
     Raises:
         ModelError: `vocab_size` is None.
     """
-    d, layers, state = config.d_model, config.n_layers, config.gss_size
-    kv_width = config.n_kv_heads * config.head_dim
-    per_channel = 2 if config.gss.decay == "real" else 1
-    parts = {
-        "embedding": require_vocab_size(config) * d,
-        "attention": layers * (2 * d * d + 2 * d * kv_width + config.n_heads),
-        "gss": layers * (4 * d * state + per_channel * state),
-        "ffn_aux": layers * 3 * d * config.ffn_aux_size,
-        "ffn_main": layers * 3 * d * config.ffn_main_size,
-        "norms": layers * (len(BRANCHES) + 2) * d + d,
-        "mixing": layers * len(BRANCHES),
-    }
+    counts = Counter({"embedding": require_vocab_size(config) * config.d_model, "norms": config.d_model})
+    for layer in architectures.layers(config):
+        counts.update(_layer(config, layer))
+    parts = {name: count for name, count in counts.items() if count}
     return {**parts, "total": sum(parts.values())}

@@ -1,10 +1,10 @@
-"""Named configurations: the three sizes of the paper's Table 1, and two small ones. No torch here."""
+"""Named configurations: each architecture at about 125 million parameters and in two small sizes. No torch here."""
 
 from __future__ import annotations
 
 import difflib
 
-from model.config import ModelConfig
+from model.config import ModelConfig, SSDConfig
 from model.errors import ModelError
 
 GPT2_VOCAB_SIZE = 50257
@@ -24,9 +24,66 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     "pha-tiny": ModelConfig(d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, ffn_multiple_of=8),
     "pha-nano": ModelConfig(d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_multiple_of=8),
+    "transformer-125m": ModelConfig(
+        architecture="transformer",
+        vocab_size=GPT2_VOCAB_SIZE,
+        d_model=768,
+        n_layers=12,
+        n_heads=12,
+        n_kv_heads=4,
+        ffn_main=3.0,
+        dropout=0.1,
+    ),
+    "transformer-125m-deep": ModelConfig(
+        architecture="transformer",
+        vocab_size=GPT2_VOCAB_SIZE,
+        d_model=608,
+        n_layers=24,
+        n_heads=8,
+        n_kv_heads=2,
+        ffn_main=2.58,
+        dropout=0.1,
+    ),
+    "transformer-77m": ModelConfig(
+        architecture="transformer",
+        vocab_size=GPT2_VOCAB_SIZE,
+        d_model=608,
+        n_layers=12,
+        n_heads=8,
+        n_kv_heads=2,
+        ffn_main=8 / 3,
+        dropout=0.1,
+    ),
+    "transformer-tiny": ModelConfig(
+        architecture="transformer",
+        d_model=128,
+        n_layers=8,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_main=2.5,
+        ffn_multiple_of=8,
+    ),
+    "transformer-nano": ModelConfig(
+        architecture="transformer", d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_multiple_of=8
+    ),
+    "mamba2-125m": ModelConfig(
+        architecture="mamba2", vocab_size=GPT2_VOCAB_SIZE, d_model=768, n_layers=24, dropout=0.1
+    ),
+    "mamba2-tiny": ModelConfig(
+        architecture="mamba2", d_model=128, n_layers=12, ssd=SSDConfig(head_dim=32, state=32, chunk=32)
+    ),
+    "mamba2-nano": ModelConfig(
+        architecture="mamba2", d_model=32, n_layers=2, ssd=SSDConfig(head_dim=16, state=16, chunk=4)
+    ),
 }
-"""The paper's sizes (arXiv 2606.16093, Table 1, trained at 1,024 tokens), then `pha-tiny` (1.9M parameters at a
-vocabulary of 4,096: demonstrations on a laptop) and `pha-nano` (unit tests)."""
+"""By architecture. `-nano` is for unit tests; `-tiny` has 1.9 million parameters at a vocabulary of 4,096, for
+demonstrations on a laptop.
+
+- `pha`: the paper's sizes (arXiv 2606.16093, Table 1, trained at 1,024 tokens).
+- `transformer`: beside pha-125m (121.8M, 12 layers of 608) stand `-125m`, equal in layers and parameters; `-125m-deep`,
+  equal in width and parameters, with twice the layers; and `-77m`, equal in layers and width.
+- `mamba2`: the shape of the paper's 130M model (arXiv 2405.21060, Appendix D), whose vocabulary is another.
+"""
 
 
 def preset(name: str) -> ModelConfig:

@@ -134,7 +134,7 @@ class Engine:
             yield
 
     def mixing_weights(self) -> list[list[float]]:
-        """The branches' weights in each layer, in the order of `BRANCHES`."""
+        """The weights of the model's `mixed_branches` in each layer; empty where nothing is mixed."""
         scalars = [p for name, p in self.module.named_parameters() if name.endswith("mixing.p")]
         with self.gathered(scalars):
             weights: list[list[float]] = self.module.mixing_weights().tolist()

@@ -137,16 +137,20 @@ def _figures(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
         curve("tokens_per_s", "tokens per second")(axes)
         axes.set_ylim(bottom=0)
 
-    return [
+    figures = [
         ("Loss", _svg(loss, resumes)),
         ("Validation, bits per byte", _svg(bits, resumes)),
         ("Learning rate", _svg(curve("lr", "learning rate"), resumes)),
         ("Gradient norm, before clipping", _svg(curve("grad_norm", "norm", log=True), resumes)),
         ("Throughput", _svg(throughput, resumes)),
         ("Share of time spent waiting for data", _svg(curve("data_wait", "share", GREY), resumes)),
-        ("Mixing weights after the last step, by layer", _svg(_mixing_by_layer(training[-1]), [], "layer")),
-        ("Mixing weights over training, mean of layers", _svg(_mixing_over_time(training), resumes)),
     ]
+    if training[-1].get("mixing"):  # only the parallel hybrid mixes branches
+        figures += [
+            ("Mixing weights after the last step, by layer", _svg(_mixing_by_layer(training[-1]), [], "layer")),
+            ("Mixing weights over training, mean of layers", _svg(_mixing_over_time(training), resumes)),
+        ]
+    return figures
 
 
 def _mixing_by_layer(record: Record) -> Callable[[Any], None]:

@@ -17,7 +17,6 @@ from data_pipeline.batch import read_sequences
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import Loader
 from data_pipeline.stream import Stream
-from model.config import BRANCHES
 from model.flops import flops_per_token
 from pretrain import data_plan, metrics
 from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
@@ -153,7 +152,11 @@ class Run:
         if step % self.config.logging.every and step not in (1, self.config.train.steps):
             return
         rate, waited = throughput.reading()
-        mixing = self.engine.mixing_weights()
+        mixing: dict[str, Any] = {}
+        if self.config.model.mixed_branches:
+            weights = self.engine.mixing_weights()  # on every rank: gathering them is collective
+            mixing["branches"] = list(self.config.model.mixed_branches)
+            mixing["mixing"] = [[round(w, 5) for w in layer] for layer in weights]
         (waited,) = self.ranks.largest(waited)
         self._record(
             "train",
@@ -165,8 +168,7 @@ class Run:
             tokens_per_s=rate,
             mfu=rate * self._flops_per_token() / self.peak_flops,
             data_wait=waited,
-            branches=list(BRANCHES),
-            mixing=[[round(w, 5) for w in layer] for layer in mixing],
+            **mixing,
         )
 
     def validate(self) -> bool:

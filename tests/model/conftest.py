@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import GSSConfig, ModelConfig
+from model.config import GSSConfig, MehtaConfig, ModelConfig, SSDConfig
 from model.lm import LanguageModel
 from model.presets import preset
 
@@ -18,21 +18,28 @@ Build = Callable[..., LanguageModel]
 @pytest.fixture
 def nano() -> ModelConfig:
     """The smallest preset with a vocabulary of 61 and scan chunks of 4 tokens."""
-    return preset("pha-nano").model_copy(update={"vocab_size": 61, "gss": GSSConfig(chunk=4)})
+    mixers = {
+        "gss": GSSConfig(chunk=4),
+        "ssd": SSDConfig(head_dim=16, state=16, chunk=4),
+        "mehta": MehtaConfig(state=16, chunk=4),
+    }
+    return preset("pha-nano").model_copy(update={"vocab_size": 61, **mixers})
 
 
 @pytest.fixture
 def build(nano: ModelConfig) -> Build:
-    """Build a seeded nano model; keyword arguments replace fields, `gss` by a dictionary of its fields."""
+    """Build a seeded nano model; keyword arguments replace fields, mixers' by dictionaries of theirs."""
 
     def make(seed: int = 0, **fields: Any) -> LanguageModel:
-        gss = {**nano.gss.model_dump(), **fields.pop("gss", {})}
-        config = ModelConfig(**{**nano.model_dump(), **fields, "gss": gss})
+        tree = nano.model_dump()
+        for name, value in fields.items():
+            tree[name] = {**tree[name], **value} if isinstance(value, dict) else value
+        config = ModelConfig(**tree)
         torch.manual_seed(seed)
         model = LanguageModel(config)
         with torch.no_grad():  # leave the symmetric start: equal mixing and unit gains hide mistakes
             for name, parameter in model.named_parameters():
-                if parameter.ndim == 1 and not name.endswith(("gate_bias", "decay")):
+                if (parameter.ndim == 1 and not name.endswith(("gate_bias", "decay"))) or name.endswith("mixing.p"):
                     parameter.add_(0.3 * torch.randn_like(parameter))
         return model
 

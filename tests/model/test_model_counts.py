@@ -14,7 +14,7 @@ from model.errors import ModelError
 from model.flops import flops_per_token
 from model.lm import LanguageModel
 from model.params import count_parameters
-from model.presets import preset
+from model.presets import PRESETS, preset
 
 PLACES = {
     "embedding": ["embedding."],
@@ -42,8 +42,8 @@ def test_formulae_equal_the_model_part_by_part(nano: ModelConfig, changes: dict[
     assert count_parameters(config) == expected
 
 
-@pytest.mark.parametrize("name", ["pha-90m", "pha-125m", "pha-180m"])
-def test_formulae_equal_the_papers_models(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in PRESETS if preset(name).vocab_size])
+def test_formulae_equal_the_large_presets(name: str) -> None:
     with torch.device("meta"):
         model = LanguageModel(preset(name))
     assert count_parameters(preset(name))["total"] == sum(parameter.numel() for parameter in model.parameters())
@@ -57,9 +57,25 @@ def test_totals_are_those_of_table_1(name: str, millions: float, tolerance: floa
     assert count_parameters(preset(name))["total"] / 1e6 == pytest.approx(millions, rel=tolerance)
 
 
-def test_the_tiny_preset_has_two_million_parameters() -> None:
-    config = preset("pha-tiny").model_copy(update={"vocab_size": 4096})
-    assert count_parameters(config)["total"] == pytest.approx(1.9e6, rel=0.02)
+@pytest.mark.parametrize("name", ["pha-tiny", "transformer-tiny", "mamba2-tiny"])
+def test_the_tiny_presets_have_two_million_parameters(name: str) -> None:
+    config = preset(name).model_copy(update={"vocab_size": 4096})
+    assert count_parameters(config)["total"] == pytest.approx(1.9e6, rel=0.04)
+
+
+def test_the_baselines_are_equal_in_what_they_promise() -> None:
+    pha = preset("pha-125m")
+    total = count_parameters(pha)["total"]
+    for name in ("transformer-125m", "transformer-125m-deep"):
+        assert count_parameters(preset(name))["total"] == pytest.approx(total, rel=0.006)
+    assert preset("transformer-125m").n_layers == preset("transformer-77m").n_layers == pha.n_layers
+    assert preset("transformer-77m").d_model == preset("transformer-125m-deep").d_model == pha.d_model
+    assert count_parameters(preset("mamba2-125m"))["total"] == pytest.approx(129e6, rel=0.001)
+
+
+def test_the_sequential_composition_is_near_table_6() -> None:
+    config = ModelConfig(**{**preset("pha-180m").model_dump(), "composition": "sequential", "n_layers": 12})
+    assert count_parameters(config)["total"] == pytest.approx(185.8e6, rel=0.025)
 
 
 def test_matrix_products_equal_torchs_count(build: Callable[..., LanguageModel]) -> None:
@@ -86,6 +102,24 @@ def test_attention_and_the_scan_by_hand(nano: ModelConfig) -> None:
     assert parts["attention_scores"] * 3 == 2 * 4 * (1 + 2 + 3) * 2 * (2 * 8)
     assert parts["scan"] == 2 * 80 * 5
     assert parts["total"] == sum(value for name, value in parts.items() if name != "total")
+
+
+def test_a_window_costs_what_it_sees(nano: ModelConfig) -> None:
+    # With a window of 2 the tokens see 1, 2, 2, 2.
+    window = ModelConfig(**{**nano.model_dump(), "attention": {"window": 2}})
+    parts = flops_per_token(window, 4, backward=False)
+    assert parts["attention_scores"] * 4 == 2 * 4 * (1 + 2 + 2 + 2) * 2 * (2 * 8)
+    assert flops_per_token(window, 2) == flops_per_token(nano, 2)
+
+
+def test_the_ssd_by_hand(nano: ModelConfig) -> None:
+    # 4 heads of 16 channels, one group, states of 16, chunks of 4: tokens see 1 to 4 others, 2.5 on average.
+    config = ModelConfig(**{**nano.model_dump(), "architecture": "mamba2"})
+    parts = flops_per_token(config, 32, backward=False)
+    scores, within, state = 2 * 16 * 2.5, 2 * 64 * 2.5, 2 * 2 * 64 * 16
+    assert parts["ssd"] == 2 * (scores + within + state)
+    assert parts["conv"] == 2 * (64 + 2 * 16) * 4 * 2
+    assert parts["ssd_projections"] == 2 * 2 * (32 * (64 + 64 + 32 + 4) + 64 * 32)
 
 
 def test_the_backward_pass_doubles_the_forward_pass(nano: ModelConfig) -> None:

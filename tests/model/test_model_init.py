@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from model.config import GSSConfig, ModelConfig
-from model.init import timescales
+from model.gss import timescales
 from model.lm import LanguageModel
 
 

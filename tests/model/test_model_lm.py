@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import rope_tables
 from model.errors import ModelError
 from model.lm import LanguageModel
+from model.rows import rope_tables
 
 Build = Callable[..., LanguageModel]
 VARIANTS: list[dict[str, Any]] = [
@@ -91,7 +91,7 @@ def test_positions_restart_and_only_changes_of_the_number_count(build: Build, mo
         seen.append(positions)
         return rope_tables(positions, head_dim, theta)
 
-    monkeypatch.setattr("model.lm.rope_tables", record)
+    monkeypatch.setattr("model.rows.rope_tables", record)
     returning = torch.tensor([[7, 7, 7, 7, 2, 2, 7, 7, 7]])
     assert torch.equal(model(tokens, returning), expected)
     assert seen[0].tolist() == [[0, 1, 2, 3, 0, 1, 0, 1, 2]]
@@ -232,7 +232,7 @@ def test_bfloat16_autocast_keeps_the_recurrence_wide(build: Build) -> None:
             cache = model.new_cache(2, 9, torch.bfloat16)
             logits = model(tokens, cache=cache)
     loss.backward()
-    assert loss.dtype == logits.dtype == cache.layers[0].state.dtype == torch.float32
+    assert loss.dtype == logits.dtype == cache.layers[0]["gss"].tensors["state"].dtype == torch.float32
     torch.testing.assert_close(loss, exact, rtol=0.01, atol=0.0)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 

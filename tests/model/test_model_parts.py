@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.attention import Attention, rope_tables
+from model.attention import Attention
 from model.ffn import SwiGLU
 from model.gss import GatedStateSpace
 from model.lm import LanguageModel
 from model.loss import linear_cross_entropy
-from model.norm import RMSNorm
+from model.norm import GatedRMSNorm, RMSNorm
+from model.rows import Rows, rope_tables
 
 Build = Callable[..., LanguageModel]
 
@@ -32,12 +33,25 @@ def test_rms_norm() -> None:
 
 
 @torch.no_grad()
+def test_gated_rms_norm() -> None:
+    norm = GatedRMSNorm(6, 1e-6, groups=2)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    x, gate = 3 * torch.randn(2, 4, 5, 6)
+    gated = x * F.silu(gate)
+    halves = [half / (half.square().mean(-1, keepdim=True) + 1e-6).sqrt() for half in gated.chunk(2, dim=-1)]
+    torch.testing.assert_close(norm(x, gate), torch.cat(halves, dim=-1) * norm.weight)
+    assert norm(x.bfloat16(), gate.bfloat16()).dtype == torch.float32
+
+
+@torch.no_grad()
 def test_the_embedding_is_tied_and_scaled_on_the_way_in(build: Build) -> None:
     embedding = build().embedding
     tokens = torch.tensor([[3, 0, 60]])
     torch.testing.assert_close(embedding(tokens), embedding.weight[tokens] * 32**0.5)
     hidden = torch.randn(1, 3, 32)
     torch.testing.assert_close(embedding(hidden, "logits"), hidden @ embedding.weight.t())
+    plain = build(embedding_scale="none").embedding
+    assert torch.equal(plain(tokens), plain.weight[tokens])
 
 
 def test_swiglu() -> None:
@@ -59,32 +73,35 @@ def _slow_attention(module: Attention, x: Tensor, theta: float) -> Tensor:
     for head in range(module.heads):
         kv = head // (module.heads // module.kv_heads)
         queries, keys = q[:, head], k[:, kv]
-        scale = module.log_scale[head].exp().clamp(max=module.scale_max)
+        scale = size**-0.5 if module.log_scale is None else module.log_scale[head].exp().clamp(max=module.scale_max)
         cq, ck = (torch.complex(t[:, : size // 2], t[:, size // 2 :]) * turn for t in (queries, keys))
         for t in range(length):
             dots = (cq[t] * ck[: t + 1].conj()).real.sum(-1)
-            cosines = dots / (queries[t].norm() * keys[: t + 1].norm(dim=-1))
-            out[t, head] = (scale * cosines).softmax(0) @ v[: t + 1, kv]
+            if module.log_scale is not None:
+                dots = dots / (queries[t].norm() * keys[: t + 1].norm(dim=-1))
+            out[t, head] = (scale * dots).softmax(0) @ v[: t + 1, kv]
     return out.flatten(1) @ module.out.weight.t()
 
 
+@pytest.mark.parametrize("scores", ["cosine", "plain"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @torch.no_grad()
-def test_attention(build: Build, kv_heads: int) -> None:
-    module = build(n_kv_heads=kv_heads).layers[0].attention
-    module.log_scale[0] = 6.0  # above the clamp of log 100
+def test_attention(build: Build, kv_heads: int, scores: str) -> None:
+    module = build(n_kv_heads=kv_heads, attention={"scores": scores}).layers[0].attention
+    if scores == "cosine":
+        module.log_scale[0] = 6.0  # above the clamp of log 100
     x = torch.randn(1, 9, 32)
     tables = rope_tables(torch.arange(9)[None], 8, 100.0)
-    torch.testing.assert_close(module(x, *tables)[0], _slow_attention(module, x[0], 100.0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(module(x, Rows(*tables))[0], _slow_attention(module, x[0], 100.0), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
 def test_attention_depends_on_distances_only(build: Build) -> None:
     module = build().layers[0].attention
     x = torch.randn(1, 9, 32)
-    near, far = (module(x, *rope_tables(torch.arange(9)[None] + start, 8, 1e4)) for start in (0, 1000))
+    near, far = (module(x, Rows(*rope_tables(torch.arange(9)[None] + start, 8, 1e4))) for start in (0, 1000))
     torch.testing.assert_close(near, far, rtol=1e-3, atol=1e-4)
-    still = module(x, *rope_tables(torch.zeros(1, 9, dtype=torch.int64), 8, 1e4))
+    still = module(x, Rows(*rope_tables(torch.zeros(1, 9, dtype=torch.int64), 8, 1e4)))
     assert not torch.allclose(near, still, rtol=1e-3, atol=1e-4)
 
 
@@ -131,13 +148,58 @@ def test_the_block_is_figure_1(build: Build, residual: str) -> None:
     w = model.mixing_weights()[0]
     mixed = (
         w[0] * block.norm_gss(block.gss(normed))
-        + w[1] * block.norm_attention(block.attention(normed, *tables))
+        + w[1] * block.norm_attention(block.attention(normed, Rows(*tables)))
         + w[2] * block.norm_ffn(block.ffn_aux(normed))
     )
     inner = alpha * x + mixed
     hidden = block.norm_main(inner)
     path = {"normed": alpha * hidden, "raw": alpha * inner, "none": torch.zeros(())}[residual]
     torch.testing.assert_close(block(x, *tables), path + block.ffn_main(hidden))
+
+
+@pytest.mark.parametrize("kind", ["softplus", "softmax", "mean", "per_channel", "token_gate"])
+@torch.no_grad()
+def test_every_mixture_by_its_equation(build: Build, kind: str) -> None:
+    block = build(mixing=kind).layers[0]
+    x = torch.randn(2, 7, 32)
+    p = block.mixing.p
+    if kind == "mean":
+        assert p is None
+        weights = torch.full((3, 1, 1, 1), 1 / 3)
+    elif kind == "token_gate":
+        weights = torch.einsum("btd,kd->kbt", block.norm(x), p).softmax(dim=0)[..., None]
+    else:
+        positive = p.exp() if kind == "softmax" else (1 + p.exp()).log()
+        weights = (positive / positive.sum(dim=0)).reshape(3, 1, 1, -1)
+    tables = rope_tables(torch.arange(7)[None], 8, 1e4)
+    normed = block.norm(x)
+    branches = [
+        block.norm_gss(block.gss(normed)),
+        block.norm_attention(block.attention(normed, Rows(*tables))),
+        block.norm_ffn(block.ffn_aux(normed)),
+    ]
+    inner = 4**0.25 * x + sum(w * z for w, z in zip(weights, branches, strict=True))
+    hidden = block.norm_main(inner)
+    torch.testing.assert_close(block(x, *tables), 4**0.25 * hidden + block.ffn_main(hidden))
+    average = torch.stack([w.expand(2, 7, 32).mean() for w in weights])
+    torch.testing.assert_close(block.mixing.average(), average)
+
+
+def test_mixtures_start_even(build: Build) -> None:
+    for kind in ("softplus", "softmax", "mean", "per_channel", "token_gate"):
+        model = LanguageModel(build(mixing=kind, branches=["attention", "ffn"]).config)
+        torch.testing.assert_close(model.mixing_weights(), torch.full((2, 2), 0.5))
+
+
+@torch.no_grad()
+def test_the_sequential_block_adds_its_parts_one_after_another(build: Build) -> None:
+    block = build(composition="sequential").layers[0]
+    x = torch.randn(2, 7, 32)
+    tables = rope_tables(torch.arange(7)[None], 8, 1e4)
+    after = x + block.attention(block.norm_attention(x), Rows(*tables))
+    after = after + block.gss(block.norm_gss(after))
+    after = after + block.ffn_main(block.norm_ffn(after))
+    torch.testing.assert_close(block(x, *tables), after)
 
 
 def test_dropout_acts_in_training_only(build: Build) -> None:

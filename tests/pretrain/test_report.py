@@ -38,6 +38,16 @@ def record(step, **values):
     }
 
 
+def test_a_run_without_a_mixture_has_no_figures_of_it(run):
+    file = metrics.MetricsFile(run.metrics)
+    plain = {key: value for key, value in record(1).items() if key not in ("branches", "mixing")}
+    file.write(plain)
+    file.close()
+    page = write_report(run.path).read_text(encoding="utf-8")
+    assert page.count("<svg") == 6
+    assert "Mixing" not in page
+
+
 def test_a_page_that_needs_nothing_else(run):
     file = metrics.MetricsFile(run.metrics)
     for step in (1, 2, 3):

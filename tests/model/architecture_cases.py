@@ -1,0 +1,32 @@
+"""Every architecture and variant that the tests of all architectures run over: changes to the nano configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CASES: dict[str, dict[str, Any]] = {
+    "pha": {},
+    "pha-rglru": {"gss": {"input_scale": "rglru"}},
+    "pha-ssd": {"gss": {"kind": "ssd"}},
+    "pha-mehta": {"gss": {"kind": "mehta"}},
+    "pha-window": {"attention": {"window": 5}},
+    "pha-plain": {"attention": {"scores": "plain"}},
+    "pha-sequential": {"composition": "sequential"},
+    "pha-sequential-ssd": {"composition": "sequential", "gss": {"kind": "ssd"}},
+    "pha-attention-only": {"branches": ["attention"]},
+    "pha-no-gss": {"branches": ["attention", "ffn"]},
+    "pha-no-aux": {"branches": ["gss", "attention"]},
+    "pha-no-attention": {"branches": ["gss", "ffn"]},
+    "pha-gss-only": {"branches": ["gss"]},
+    "pha-softmax": {"mixing": "softmax"},
+    "pha-mean": {"mixing": "mean"},
+    "pha-per-channel": {"mixing": "per_channel"},
+    "pha-token-gate": {"mixing": "token_gate"},
+    "transformer": {"architecture": "transformer"},
+    "transformer-cosine": {"architecture": "transformer", "attention": {"scores": "cosine"}},
+    "transformer-window": {"architecture": "transformer", "attention": {"window": 4}},
+    "transformer-no-positions": {"architecture": "transformer", "attention": {"positions": "none"}},
+    "mamba2": {"architecture": "mamba2"},
+    "mamba2-unscaled": {"architecture": "mamba2", "embedding_scale": "none"},
+    "mamba2-groups": {"architecture": "mamba2", "ssd": {"groups": 2, "conv": 3, "expand": 4.0}},
+}

@@ -1,0 +1,58 @@
+"""The parallel hybrid's weights, losses and updates, as they were when its first runs were made.
+
+Runs and checkpoints outlive the code that made them: a seed must go on giving the same model. The figures are of
+float32 on a CPU; another processor may round differently, hence the tolerance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.lm import LanguageModel
+from model.presets import preset
+
+FIGURES: list[tuple[str, dict[str, Any], list[float]]] = [
+    ("pha-nano", {}, [4.120514392852783, 3.8837828636169434, 3.6572105884552]),
+    ("pha-nano", {"gss": {"input_scale": "rglru"}}, [4.112967491149902, 3.864177703857422, 3.634777784347534]),
+    ("pha-nano", {"gss": {"decay": "none"}}, [4.120773792266846, 3.8848235607147217, 3.6569385528564453]),
+    ("pha-nano", {"main_residual": "raw"}, [4.119613170623779, 3.899498462677002, 3.6728012561798096]),
+    ("pha-nano", {"main_residual": "none"}, [4.1331987380981445, 4.1282196044921875, 3.9333345890045166]),
+    ("pha-nano", {"dropout": 0.2}, [4.127402305603027, 3.923614501953125, 3.7491962909698486]),
+    ("pha-tiny", {}, [4.126123428344727, 3.7934393882751465, 2.963783025741577]),
+]
+NAMES = "863dfd015aac186f"
+"""SHA-256 of the nano model's parameter names in their order, which the optimizer's state follows."""
+
+
+@pytest.mark.parametrize(("name", "changes", "expected"), FIGURES)
+def test_three_steps_give_the_first_codes_losses(name: str, changes: dict[str, Any], expected: list[float]) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(**{**preset(name).model_dump(), "vocab_size": 61, **changes}))
+    tokens = torch.randint(0, 61, (2, 70), generator=torch.Generator().manual_seed(1))
+    documents = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 35, 14]))[None].expand(2, -1)
+    groups = [
+        {"params": [p for _, p in group.parameters], "weight_decay": 0.1 if group.decay else 0.0}
+        for group in model.parameter_groups()
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    losses = []
+    for rows in (None, documents, documents):
+        loss = model(tokens[:, :-1], rows, labels=tokens[:, 1:]) / 138
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert losses[0] == pytest.approx(expected[0], rel=1e-6)
+
+
+def test_names_of_the_weights() -> None:
+    model = LanguageModel(preset("pha-nano").model_copy(update={"vocab_size": 61}))
+    names = " ".join(name for name, _ in model.named_parameters())
+    assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]
+    assert hashlib.sha256(names.encode()).hexdigest()[:16] == NAMES, names
