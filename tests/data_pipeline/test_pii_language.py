@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_pipeline import pii
 from data_pipeline.clean import Cleaner
 from data_pipeline.config import CleanConfig
 from data_pipeline.errors import DataError
@@ -44,6 +45,12 @@ def test_addresses_are_masked(text, expected):
 )
 def test_what_identifies_nobody_stays(text):
     assert mask_pii(text) == (text, {"email": 0, "ip": 0})
+
+
+@given(st.text(alphabet="0127fF:. x", max_size=40))
+def test_no_address_is_passed_over_by_the_first_look(text):
+    assert not pii._IPV4.search(text) or pii._IN_IPV4.search(text)
+    assert not pii._IPV6.search(text) or pii._IN_IPV6.search(text)
 
 
 def test_each_kind_can_be_off():
