@@ -151,15 +151,17 @@ def _read_rows(
     gaps: list[tuple[int, int, int]] = []
     for split, pieces in stream.locate_all(numbers):
         row_of, wanted = places[pieces.row].tolist(), pieces.block.tolist()
-        blocks = split.read_blocks(wanted)
+        starts, stops = pieces.start.tolist(), pieces.stop.tolist()
         passed = set()
-        # One copy a piece: this loop is where a fast reader spends its time.
-        for i, (b, start, stop) in enumerate(zip(row_of, pieces.start.tolist(), pieces.stop.tolist(), strict=True)):
-            begin = used[b]
-            used[b] = end = begin + stop - start
-            flat[b * width + begin : b * width + end] = blocks[i][start:stop]
-            if begin:  # the sequence goes on from the block before
-                passed.add(wanted[i - 1])
+        for first in range(0, len(wanted), split.blocks_at_once):
+            blocks = split.read_blocks(wanted[first : first + split.blocks_at_once])
+            # One copy a piece: this loop is where a fast reader spends its time.
+            for i, block in enumerate(blocks, first):
+                b, begin = row_of[i], used[row_of[i]]
+                used[b] = end = begin + stops[i] - starts[i]
+                flat[b * width + begin : b * width + end] = block[starts[i] : stops[i]]
+                if begin:  # the sequence goes on from the block before
+                    passed.add(wanted[i - 1])
         if passed:
             split.passed(passed)
         if split.has_quarantined:

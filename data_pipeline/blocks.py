@@ -48,13 +48,13 @@ class BlockReader:
         dataset_hash: what the cached copies are copies of.
 
     Attributes:
-        storage, dtype, cache: as given.
+        storage, dtype, cache, memory_bytes: as given.
     """
 
     def __init__(
         self, storage: Storage, dtype: np.dtype[Any], memory_bytes: int, cache: BlockCache | None, dataset_hash: str
     ) -> None:
-        self.storage, self.cache = storage, cache
+        self.storage, self.cache, self.memory_bytes = storage, cache, memory_bytes
         self.dtype, self._room, self._dataset_hash = dtype, memory_bytes, dataset_hash
         self._blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()  # by split and number
         self._lock = threading.Lock()

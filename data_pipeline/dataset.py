@@ -58,7 +58,6 @@ class Dataset:
         self._files = files
         dtype = np.dtype(index.dtype).newbyteorder("<")
         self._reader = BlockReader(storage, dtype, cache_bytes, disk_cache, index.hash)
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._splits: dict[str, Split] = {}
         for name in SPLITS:
             info = index.splits.get(name)
@@ -105,12 +104,10 @@ class Dataset:
         else:
             cache = BlockCache(cache_dir, cache_dir_bytes)
             directory = cache_dir / "datasets" / index.hash
-        files = IndexFiles(storage, directory)
+        files = IndexFiles(storage, directory, temporary)
         files.require(index.tokenizer.file, index.tokenizer.sha256)
         check_shards(storage, index, on_damage)
-        dataset = cls(storage, index, files, cache_bytes, cache, on_damage)
-        dataset._temporary = temporary
-        return dataset
+        return cls(storage, index, files, cache_bytes, cache, on_damage)
 
     @property
     def hash(self) -> str:
@@ -174,6 +171,7 @@ class Split:
         blocks: the table of :mod:`data_pipeline.schema`, mapped from disk.
         dtype: of the tokens as they are stored, little-endian uint16 or uint32.
         block_tokens: tokens of every block, int64 [blocks]: what an order is made from.
+        blocks_at_once: how many blocks to ask :meth:`read_blocks` for at most, so that they fit the memory for blocks.
     """
 
     def __init__(
@@ -191,6 +189,8 @@ class Split:
         check_blocks(files.directory / "index" / info.blocks_table.name, info, self.blocks, reader.dtype.itemsize)
         self.block_tokens: np.ndarray = self.blocks["tokens"].astype(np.int64)
         self.dtype = reader.dtype
+        largest = int(self.block_tokens.max()) * reader.dtype.itemsize
+        self.blocks_at_once = max(1, reader.memory_bytes // largest)
         self._files, self._reader = files, reader
         self._quarantine = Quarantine(name, len(self.blocks), on_damage)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ LARGEST_FILE = 1 << 30
 _PIECE = 1 << 25
 #: Rows of a table that are checked at once, so that the copies stay small.
 _ROWS = 1 << 18
+#: A temporary file that is older (s) belongs to a rank that is gone.
+_ABANDONED = 3600.0
 #: More than the header of a table's file.
 _HEADER = 4096
 
@@ -31,10 +36,13 @@ class IndexFiles:
 
     Attributes:
         directory: where the files are: the dataset itself, or a cache.
+        temporary: owner of the directory if it shall go when nobody needs it any more.
     """
 
-    def __init__(self, storage: Storage, directory: Path) -> None:
-        self.directory = directory
+    def __init__(
+        self, storage: Storage, directory: Path, temporary: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
+        self.directory, self.temporary = directory, temporary
         self._remote = None if isinstance(storage, LocalStorage) else storage
 
     def require(self, name: str, sha256: str, limit: int = LARGEST_FILE) -> Path:
@@ -46,14 +54,15 @@ class IndexFiles:
         file = self.directory / name
         if self._remote is None:
             check_hash(file, sha256)
-        elif not file.exists() or _hash(file) != sha256:
+        else:
             try:
-                self._copy(self._remote, name, sha256, limit)
+                if not file.exists() or _hash(file) != sha256:
+                    self._copy(self._remote, name, sha256, limit)
             except DamagedData as error:
                 raise DataError(f"{error}: {REMEDY}.") from error
             except OSError as error:
                 raise DataError(
-                    f"{file} cannot be written ({error.strerror}): choose another data.cache_dir."
+                    f"{file} cannot be read or written ({error.strerror}): choose another data.cache_dir."
                 ) from error
         return file
 
@@ -74,6 +83,10 @@ class IndexFiles:
             raise DataError(f"{storage.shown(name)} has {size} bytes, more than the {limit} it may have: {REMEDY}.")
         file = self.directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in file.parent.glob(f"{file.name}.*.tmp"):
+            with suppress(FileNotFoundError):  # of a rank that was killed while it copied
+                if time.time() - leftover.stat().st_mtime > _ABANDONED:
+                    leftover.unlink()
         temporary = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         digest = hashlib.sha256()
         try:

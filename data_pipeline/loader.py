@@ -15,6 +15,7 @@ from types import TracebackType
 from data_pipeline.batch import Batch, read_batches, read_sequences
 from data_pipeline.dataset import Split
 from data_pipeline.errors import DataError
+from data_pipeline.storage import DamagedData
 from data_pipeline.stream import Stream
 
 #: Rows that are read together, and their tokens, at most: finding many places costs hardly more than finding one.
@@ -168,7 +169,7 @@ class Loader:
             firsts = range(first, first + count * size, size)
             try:
                 yield from read_batches(self.stream, firsts, self._rank * local, local)
-            except DataError:  # up to the one that is damaged
+            except DamagedData:  # up to the one that is damaged; a server out of reach is not asked again
                 for number, begin in enumerate(firsts):
                     yield self.read(begin, step + number)
             first, step = first + count * size, step + count

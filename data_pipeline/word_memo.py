@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -55,6 +56,7 @@ class WordMemo:
         self._entries, self._size = entries, size
         self._known: dict[str, bytes] = {}
         self._used = 0
+        self._lock = threading.Lock()
         (self._newline,) = encode("\n")
 
     def __len__(self) -> int:
@@ -79,9 +81,10 @@ class WordMemo:
         for first in range(0, len(missing), _AT_ONCE):
             some = missing[first : first + _AT_ONCE]
             found.update(zip(some, self._encode_all(some), strict=True))
-        for part, ids in found.items():
-            if len(part) <= _LONGEST:
-                self._keep(part, ids)
+        with self._lock:
+            for part, ids in found.items():
+                if len(part) <= _LONGEST and part not in self._known:
+                    self._keep(part, ids)
         return found
 
     def _encode_all(self, parts: list[str]) -> list[bytes]:

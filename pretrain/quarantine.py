@@ -13,8 +13,9 @@ class QuarantineList:
     """`quarantine.jsonl` of a run: one JSON object a damaged block, written when a rank first meets it.
 
     Every rank meets the blocks of its own rows and appends with one write, so lines never mix; a block that is met
-    again, in a later epoch or after a resume, is not listed again. What is left out depends on the stored bytes alone,
-    so the list explains the batches and never decides them.
+    again, in a later epoch or after a resume, is not listed again. A block is met when it is read, some hundred rows
+    ahead of the step that uses it, hence `noted_at_step`. What is left out depends on the stored bytes alone, so the
+    list explains the batches and never decides them.
     """
 
     def __init__(self, path: Path, corpus: Corpus, rank: int) -> None:
@@ -34,9 +35,10 @@ class QuarantineList:
             key = (dataset, record["split"], record["block"])
             if key not in self._known:
                 self._known.add(key)
-                line = {"dataset": dataset, **record, "step": step, "rank": self._rank, "time": time.time()}
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                line = {"dataset": dataset, **record, "noted_at_step": step, "rank": self._rank, "time": time.time()}
+                with self._path.open("ab") as file:
+                    torn = file.tell() > 0 and self._path.read_bytes()[-1:] != b"\n"  # by a kill in mid-write
+                    file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
 
 
 def read_quarantine(path: Path) -> list[dict[str, object]]:
@@ -47,7 +49,8 @@ def read_quarantine(path: Path) -> list[dict[str, object]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+            key = (record["dataset"], record["split"], record["block"])
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue
-        found.setdefault((record["dataset"], record["split"], record["block"]), record)
+        found.setdefault(key, record)
     return list(found.values())

@@ -13,6 +13,7 @@ from data_pipeline.batch import IGNORE, read_sequences
 from data_pipeline.dataset import Dataset, Split
 from data_pipeline.errors import DataError
 from data_pipeline.loader import Loader, evaluation_batches
+from data_pipeline.storage import DamagedData
 
 ARRAYS = ("tokens", "labels", "documents")
 SHARED = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -101,7 +102,7 @@ def test_exceptions_surface_at_their_batch_and_stay(dataset, monkeypatch, prefet
 
     def read_blocks(split, numbers):
         if len(numbers) > 2 or next(calls) == 4:  # many at once, and then the fifth batch alone
-            raise DataError("block 5 is corrupt.")
+            raise DamagedData("block 5 is corrupt.")
         return honest(split, numbers)
 
     monkeypatch.setattr(Split, "read_blocks", read_blocks)
@@ -137,6 +138,17 @@ def test_batches_read_together_are_those_read_alone(dataset, start, seq_len, siz
             for name in ARRAYS:
                 assert np.array_equal(getattr(batch, name)[place], getattr(alone, name)[0])
         first = numbers.stop
+
+
+def test_a_batch_of_many_blocks_holds_few_of_them_at_once(built, monkeypatch):
+    asked = []
+    honest = Split.read_blocks
+    monkeypatch.setattr(Split, "read_blocks", lambda self, n: asked.append(len(n)) or honest(self, n))
+    with Dataset.open(built, cache_bytes=4096) as small, Dataset.open(built) as large:
+        first, second = (Loader(d.split("train"), seq_len=50, global_batch=32, prefetch=0) for d in (small, large))
+        assert small.split("train").blocks_at_once < 4
+        assert same(next(first), next(second))
+    assert max(asked[:-1]) < 4 < asked[-1]
 
 
 def test_blocks_that_were_passed_are_let_go_and_come_back(dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -90,6 +91,15 @@ def test_a_full_memo_forgets_a_half_and_what_is_frequent_comes_back(tokenizer):
         text = f"ka lo mi {number}"
         assert memo.encode(text) == tokenizer.encode_plain(text).tobytes()
     assert 4 <= sum("ka" in call for call in calls) <= 15  # once in twenty to forty new parts
+
+
+def test_threads_may_share_a_memo_that_is_always_full(tokenizer, texts):
+    memo = WordMemo(lambda text: tokenizer.encode_plain(text).tolist(), "uint16", 50, 1 << 20)
+    expected = [tokenizer.encode_plain(text).tobytes() for text in texts[:80]]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            assert list(pool.map(memo.encode, texts[:80])) == expected
+    assert memo._used == sum(map(_cost, memo._known, memo._known.values()))
 
 
 def _model(texts, **options):
