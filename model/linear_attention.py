@@ -5,8 +5,8 @@ the state S = sum phi(k_j) v_j^T with the normaliser z = sum phi(k_j) (arXiv 200
 chunk of Q tokens the weights are formed, between chunks the state is passed. A column of ones beside the values
 makes z part of S. Tokens of different documents meet with a factor of 0.
 
-The arithmetic is Q (F + P) + 2 F P multiply-adds a token and head. Autograd saves Q H numbers a token, besides
-the inputs and the T / Q states.
+The arithmetic is Q (F + P) + 2 F P multiply-adds a token and head. Autograd saves the weights within chunks
+(H Q numbers a token), features and values once more in the order of chunks, the sums and the T / Q states.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ y = K * u with K_l = Re(sum of weight * a^l). There are two forms:
 - `lti`: chunks of C tokens that begin at document starts (`model.chunking.DocumentChunks`), so that one Toeplitz
   matrix of K_0 ... K_{C-1} per channel serves all chunks with no mask; states pass from chunk to chunk. This
   costs C + 4 N multiply-adds a token and channel, all in matrix products, takes document starts and an initial
-  state, and gives the last state. Autograd saves 6 N / C numbers a token and channel besides u.
+  state, and gives the last state. Autograd saves about 1 + 6 N / C numbers a token and channel,
+  and tables of 2 N (C + 1) + C^2 numbers a channel (of 2 N (C + 1) in all, and C^2, where channels share Lambda).
 - `lti_fft`: one FFT of at least 2 T - 1 points (O(log T) a token), for whole rows of one document.
 """
 
@@ -124,11 +125,17 @@ def _pass_states(ends: Tensor, decay: Tensor, fresh: Tensor | None, state: Tenso
     return torch.stack(entering, dim=1)
 
 
-def _last_state(u: Tensor, log_a: Tensor, powers: Tensor, entering: Tensor, chunks: DocumentChunks) -> Tensor:
-    """State [B, H, N] after the last token, which may lie anywhere in its chunk.
+def _states_after(rows: Tensor, powers: Tensor) -> Tensor:
+    """States [H, M, N] that rows of C tokens [H, M, C] leave from a zero start, after their last token.
 
-    `powers` [H or 1, C, 2 N] are those of tokens that end where the state is taken.
+    `powers` [H or 1, 2 N, C + 1] are the rows of `_real_rows`, which give the conjugates.
     """
+    parts = _per_channel(rows.flip(-1), powers[..., :-1].transpose(-1, -2))
+    return torch.view_as_complex(parts.unflatten(-1, (-1, 2))).conj()
+
+
+def _last_state(u: Tensor, log_a: Tensor, powers: Tensor, entering: Tensor, chunks: DocumentChunks) -> Tensor:
+    """State [B, H, N] after the last token, which may lie anywhere in its chunk. `powers` as in `_states_after`."""
     size = chunks.chunk
     window = u[:, u.shape[1] - size :]
     if chunks.filled is None or chunks.last is None:
@@ -139,9 +146,8 @@ def _last_state(u: Tensor, log_a: Tensor, powers: Tensor, entering: Tensor, chun
         before = entering[torch.arange(u.shape[0], device=u.device), chunks.last]
     inside = torch.arange(size, device=u.device) >= size - filled.unsqueeze(-1)
     window = torch.where(inside.unsqueeze(-1), window, 0)
-    added = _per_channel(window.permute(2, 0, 1), powers).unflatten(-1, (-1, 2))
     decay = _powers(log_a, filled.to(u.dtype)).permute(2, 0, 1)  # [B, H or 1, N]
-    return decay * before + torch.view_as_complex(added.contiguous()).transpose(0, 1)
+    return decay * before + _states_after(window.permute(2, 0, 1), powers).transpose(0, 1)
 
 
 def _chunked(
@@ -149,21 +155,19 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     """`lti` for widened inputs."""
     batch, size = u.shape[0], chunks.chunk
-    powers = _power_table(log_a, size + 1)  # [H or 1, N, C + 1]
+    powers = _real_rows(_power_table(log_a, size + 1))  # [H or 1, 2 N, C + 1]
     rows = chunks.split(u).permute(3, 0, 1, 2).flatten(1, 2)  # [H, B n, C]
-    kernel = _per_channel(torch.view_as_real(weight).flatten(1).unsqueeze(1), _real_rows(powers[..., :size]))[:, 0]
+    kernel = _per_channel(torch.view_as_real(weight).flatten(1).unsqueeze(1), powers[..., :size])[:, 0]
     if skip is not None:
         kernel = torch.cat([kernel[:, :1] + skip.unsqueeze(-1), kernel[:, 1:]], dim=1)
     y = torch.bmm(rows, toeplitz(kernel, size, size))
 
-    to_end = torch.view_as_real(powers[..., :size].flip(-1).transpose(1, 2).contiguous()).flatten(2)  # [H, C, 2 N]
-    ends = torch.view_as_complex(_per_channel(rows, to_end).unflatten(-1, (-1, 2)))  # [H, B n, N]
-    ends = ends.unflatten(1, (batch, chunks.count)).permute(1, 2, 0, 3)
-    entering = _pass_states(ends, powers[..., -1], chunks.fresh, state)
+    ends = _states_after(rows, powers).unflatten(1, (batch, chunks.count)).permute(1, 2, 0, 3)
+    entering = _pass_states(ends, torch.exp(log_a * size), chunks.fresh, state)
     heard = torch.view_as_real((entering * weight).permute(2, 0, 1, 3).contiguous()).flatten(3).flatten(1, 2)
-    y = y + _per_channel(heard, _real_rows(powers[..., 1:]))
+    y = y + _per_channel(heard, powers[..., 1:])
     y = chunks.join(y.unflatten(1, (batch, chunks.count)).permute(1, 2, 3, 0))
-    return y, _last_state(u, log_a, to_end, entering, chunks)
+    return y, _last_state(u, log_a, powers, entering, chunks)
 
 
 def _step(

@@ -42,7 +42,8 @@ def shift_ssm(
     """y_t = skip x_t + sum over lags l < N of weight_l x_{t-l}, for each channel alone.
 
     Everything is float32 (float64 stays float64) under any autocast. A row of one token
-    is a sum of N products. Autograd saves the spectra, (C + N) / C numbers a token and channel.
+    is a sum of N products. Autograd saves the windows and their spectra, 2 (C + N) / C numbers a token
+    and channel.
 
     Args:
         x: [B, T, D].

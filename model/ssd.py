@@ -6,11 +6,14 @@ enters it, passed from chunk to chunk; and what that state says to its tokens. D
 sums of logarithms over that span alone, never differences of two long sums: those cancel, and would let the
 tokens of one document change the rounding in another. Tokens of different documents meet with a factor of 0.
 
-The arithmetic is Q (N + P) + 2 N P multiply-adds a token and head. Autograd saves 3 H Q numbers a token, the
-decays and products within chunks, besides the inputs and the n = T / Q states.
+The arithmetic is Q (N + P) + 2 N P multiply-adds a token and head. Autograd saves the decays and products
+within chunks (2 H Q numbers a token), the driven inputs in three forms (3 H P) and the states twice (2 H P N / Q);
+where that is too much, checkpoint the layer, which is cheap to run again.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -27,7 +30,9 @@ def _segment_decay(log_decay: Tensor, inside: Tensor) -> Tensor:
     size = log_decay.shape[-1]
     after = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).tril(-1)
     sums = torch.where(after, log_decay.unsqueeze(-1), 0).cumsum(-2)
-    return torch.where(inside, sums.exp(), 0)
+    return torch.where(
+        inside, sums, -math.inf
+    ).exp()  # one tensor for the backward pass, where a mask after exp has two
 
 
 def _pass_states(ends: Tensor, decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +52,9 @@ def _chunked(
     _, length, heads, channels = x.shape
     groups = b.shape[2]
     split = (groups, heads // groups)
-    driven = into_chunks(x * dt.unsqueeze(-1), chunk).transpose(2, 3).unflatten(2, split)  # [B, n, G, R, Q, P]
+    driven = (
+        into_chunks(x * dt.unsqueeze(-1), chunk).transpose(2, 3).contiguous().unflatten(2, split)
+    )  # [B, n, G, R, Q, P]
     log_decay = into_chunks(dt * a, chunk).transpose(2, 3).unflatten(2, split)  # [B, n, G, R, Q]
     b, c = (into_chunks(t, chunk).transpose(2, 3) for t in (b, c))  # [B, n, G, Q, N]
     starts = None if starts is None else into_chunks(starts, chunk)
