@@ -27,5 +27,18 @@ CASES: dict[str, dict[str, Any]] = {
     "transformer-window": {"architecture": "transformer", "attention": {"window": 4}},
     "transformer-no-positions": {"architecture": "transformer", "attention": {"positions": "none"}},
     "mamba2": {"architecture": "mamba2"},
+    "gss": {"architecture": "gss"},
+    "gss-random": {"architecture": "gss", "mehta": {"init": "random", "narrow": 0.5}},
+    "gss-hybrid": {"architecture": "gss-hybrid", "mehta": {"attention_every": 2}},
+    "gss-hybrid-window": {
+        "architecture": "gss-hybrid",
+        "mehta": {"attention_every": 2},
+        "attention": {"window": 5},
+    },
+    "h3": {"architecture": "h3"},
+    "h3-heads": {"architecture": "h3", "h3": {"head_dim": 2, "shift": 2}},
+    "h3-hybrid": {"architecture": "h3-hybrid", "h3": {"attention_layers": [1]}},
+    "hedgehog": {"architecture": "hedgehog"},
+    "hedgehog-cosine": {"architecture": "hedgehog", "attention": {"scores": "cosine"}, "n_kv_heads": 4},
     "mamba2-groups": {"architecture": "mamba2", "ssd": {"groups": 2, "conv": 3, "expand": 4.0}},
 }

@@ -52,3 +52,23 @@ def test_states_start_with_long_memories_and_outputs_of_the_inputs_size() -> Non
     assert module.frequency.min() >= 0 and module.frequency.max() <= math.pi
     kernel = lti_kernel(*module._discrete(), 20_000)
     assert kernel.square().sum(dim=1).mean().item() == pytest.approx(1.0, rel=0.1)
+
+
+@torch.no_grad()
+def test_the_papers_random_states_forget_within_a_few_tokens() -> None:
+    torch.manual_seed(0)
+    settings = MehtaConfig(state=400, init="random")
+    config = ModelConfig(architecture="gss", vocab_size=7, d_model=256, n_layers=1, mehta=settings)
+    module = LanguageModel(config).layers[0].mehta
+    memories = 1 / module.log_rate.exp()
+    assert memories.median().item() == pytest.approx(1, abs=0.2) and memories.quantile(0.99) < 20
+    assert module.frequency.log().std().item() == pytest.approx(1, abs=0.1)
+    kernel = lti_kernel(*module._discrete(), 2_000)
+    assert kernel.square().sum(dim=1).mean().item() == pytest.approx(1.0, rel=0.1)
+
+
+def test_every_kth_layer_of_the_hybrid_is_a_transformer_layer(build: Build) -> None:
+    hybrid = build(architecture="gss-hybrid", n_layers=7, mehta={"attention_every": 3})
+    assert [layer.parts[0] for layer in hybrid.layers] == [*["mehta", "mehta", "attention"] * 2, "mehta"]
+    with pytest.raises(ValueError, match=r"attention_every is 4 and n_layers is 2, so that no layer"):
+        build(architecture="gss-hybrid")
