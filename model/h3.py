@@ -91,7 +91,8 @@ class H3(Mixer):
         """
         products = self._by_head(keys).unsqueeze(2) * self._by_head(values).unsqueeze(1)
         lam = complex_lambda(self.log_rate, self.frequency)
-        output = torch.view_as_complex(self.C.to(lam.real.dtype))
+        # Not view_as_complex: sharding engines lay parameters into one buffer, where C may begin at an odd place.
+        output = torch.complex(*self.C.to(lam.real.dtype).unbind(-1))
         log_a, weight = zero_order_hold(lam, self.log_step.to(lam.real.dtype).exp(), None, output)
         if starts is not None:
             starts = starts.repeat_interleave(self.head_dim**2, dim=0)
