@@ -57,7 +57,7 @@ def _gss(config: ModelConfig) -> tuple[Layer, ...]:
 
 def _gss_hybrid(config: ModelConfig) -> tuple[Layer, ...]:
     """A Transformer layer in the place of every k-th gated state space (arXiv 2206.13947, Section 3.3)."""
-    every = config.mehta.attention_every
+    every = min(config.mehta.attention_every, config.n_layers)
     gss = Layer(("mehta",))
     return tuple(gss if number % every else TRANSFORMER for number in range(1, config.n_layers + 1))
 
@@ -70,6 +70,8 @@ def _h3(config: ModelConfig) -> tuple[Layer, ...]:
 def _h3_hybrid(config: ModelConfig) -> tuple[Layer, ...]:
     """Attention in the place of the H3 mixer at chosen layers (arXiv 2212.14052, Section 3.3)."""
     h3, chosen = Layer(("h3", "ffn_main")), config.h3.attention_layers
+    if chosen is None:
+        chosen = (config.n_layers // 2,)
     return tuple(TRANSFORMER if index in chosen else h3 for index in range(config.n_layers))
 
 

@@ -23,7 +23,7 @@ from model.rows import describe_rows
 FEATURE_MAPS = ("query_map", "key_map")
 """The submodules of `HedgehogAttention` that a Transformer does not have."""
 
-SCORES = ("n_heads", "n_kv_heads", "rope_theta", "norm_eps", "cosine", "scales_embedding")
+SCORES = ("n_heads", "n_kv_heads", "rope_theta", "norm_eps", "cosine", "embedding_scale")
 """What a Transformer and its student must agree on although the shapes of their weights may not show it."""
 
 
@@ -110,7 +110,9 @@ class AttentionMatching(nn.Module):
         rows = describe_rows(self.model.config, tokens, documents, 0)
         x = self.model.embedding(tokens)
         for block in self.model.layers:
-            x = block(x, *rows)
+            out = block(x, *rows)
+            assert isinstance(out, Tensor)
+            x = out
         losses = []
         for mixer in self._mixers:
             assert mixer.mismatch is not None

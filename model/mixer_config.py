@@ -146,8 +146,9 @@ class MehtaConfig(MixerConfig):
         dt_min, dt_max: states begin with memories of 2 / dt_max to 2 / dt_min tokens (`init` "s4d_lin").
         init: "s4d_lin" spreads memories and frequencies as S4D-Lin does; "random" is the paper's draw, which
             forgets within a few tokens. See `model.mehta.MehtaGSS.initialise`.
-        attention_every: `gss-hybrid`: layers k, 2 k, 3 k ... (from 1) are Transformer layers. The paper has every
-            4th; its attention sees chunks of 512 tokens, for which `attention.window` stands here.
+        attention_every: `gss-hybrid`: layers k, 2 k, 3 k ... (from 1) are Transformer layers, and with fewer than k
+            layers the last. The paper has every 4th; its attention sees chunks of 512 tokens, for which
+            `attention.window` stands here.
     """
 
     narrow: float = 0.25
@@ -185,8 +186,8 @@ class H3Config(MixerConfig):
         shift: taps of the shift state space.
         chunk: tokens of a chunk of both scans. It changes speed, and nothing else beyond rounding.
         dt_min, dt_max: steps at initialisation are drawn log-uniformly between them, one a head.
-        attention_layers: `h3-hybrid`: the layers, from 0, that have attention in place of H3. The published 125M
-            example has [6]; safari's runs on WikiText-103 have [1, 8].
+        attention_layers: `h3-hybrid`: the layers, from 0, that have attention in place of H3; None is the middle one,
+            n_layers / 2: layer 6 of 12, as in the published 125M example. Safari's runs on WikiText-103 have [1, 8].
     """
 
     head_dim: int = 1
@@ -195,7 +196,7 @@ class H3Config(MixerConfig):
     chunk: int = 64
     dt_min: float = 1e-3
     dt_max: float = 0.1
-    attention_layers: tuple[int, ...] = (6,)
+    attention_layers: tuple[int, ...] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

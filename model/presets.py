@@ -106,7 +106,7 @@ PRESETS: dict[str, ModelConfig] = {
         n_heads=4,
         n_kv_heads=2,
         ffn_multiple_of=8,
-        mehta=MehtaConfig(state=16, chunk=4, attention_every=2),
+        mehta=MehtaConfig(state=16, chunk=4),
     ),
     "h3-125m": ModelConfig(
         architecture="h3", vocab_size=GPT2_VOCAB_SIZE, d_model=768, n_layers=12, ffn_main=8 / 3, dropout=0.1
@@ -132,7 +132,7 @@ PRESETS: dict[str, ModelConfig] = {
         n_kv_heads=2,
         ffn_main=2.5,
         ffn_multiple_of=8,
-        h3=H3Config(state=16, shift=32, attention_layers=(3,)),
+        h3=H3Config(state=16, shift=32),
     ),
     "h3-nano": ModelConfig(
         architecture="h3", d_model=32, n_layers=2, ffn_multiple_of=8, h3=H3Config(state=4, shift=6, chunk=4)
@@ -144,7 +144,7 @@ PRESETS: dict[str, ModelConfig] = {
         n_heads=4,
         n_kv_heads=2,
         ffn_multiple_of=8,
-        h3=H3Config(state=4, shift=6, chunk=4, attention_layers=(1,)),
+        h3=H3Config(state=4, shift=6, chunk=4),
     ),
     "hedgehog-125m": ModelConfig(
         architecture="hedgehog",

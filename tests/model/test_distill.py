@@ -158,7 +158,7 @@ def test_distillation_lowers_the_mismatch_and_helps_after_equally_much_fine_tuni
         adopt(student, configs[0], teacher.state_dict())
         if distils:
             losses = _fit(AttentionMatching(student), 60, 1e-2, 2)
-            assert losses[-1] < 0.75 * losses[0]
+            assert losses[-1] < 0.85 * losses[0]
             fresh = LanguageModel(configs[1])  # as a second run finds it
             adopt(fresh, configs[1], student.state_dict())
             student = fresh
