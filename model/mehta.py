@@ -26,6 +26,7 @@ class MehtaGSS(Mixer):
         Y = DSS(U) + D U           Lambda [N] for all channels, step 1
         O = ((Y W_3) * V) W_4
 
+    The layers of `gss` add RMSNorm before it (LayerNorm in the paper) and the residual path; maps have no bias.
     Unlike Eq. 2 of arXiv 2606.16093 the recurrence does not look at the tokens: only the output is gated. It runs in
     chunks that begin at document starts, so that states end with their documents, which a convolution by FFT cannot
     do. States and kernels are float32 under any autocast or parameter dtype.
