@@ -101,7 +101,8 @@ def _page(record: Any, place: str, identity: str, length: int, source: SourceCon
         return Document(address, source.spec, "", "page_too_large")
     pages.check_library(place)
     try:
-        text = pages.page_text(_body(record, place, length), source.max_document_bytes)
+        truncated = record.rec_headers.get_header("WARC-Truncated") is not None
+        text = pages.page_text(_body(record, place, length), source.max_document_bytes, truncated)
     except pages.NoText as reason:
         return Document(address, source.spec, "", reason.rule)
     return Document(identity, source.spec, text)
