@@ -119,7 +119,7 @@ def _undone(body: bytes) -> bool:
 
 def _joined(body: bytes) -> bytes:
     """The body without its chunks. Raises ValueError where one has no size or is cut short."""
-    pieces, at = [], 0
+    at, pieces = 0, list[bytes]()
     while True:
         head = _CHUNK.match(body, at)
         if head is None:
