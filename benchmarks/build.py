@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 import yaml
 
-from pretrain.markdown import write_section
+from pretrain.markdown import check_section, write_section
 
 #: A stage's last line in a build's log.
 _STAGE = re.compile(r"^(.+): [\d,]+ documents, [\d.,]+ MB in ([\d.,]+) s", re.MULTILINE)
@@ -138,8 +138,9 @@ def table(found: dict[str, Any]) -> str:
     one, two = found["1 worker"], found["2 workers"]
     lines += ["", "| stage | 1 worker, s | 2 workers, s | ratio |", "|---|---:|---:|---:|"]
     for stage, took in {**one["stages_s"], "all": one["wall_s"]}.items():
-        other = two["stages_s"].get(stage, two["wall_s"])
-        lines.append(f"| {stage} | {took:,.1f} | {other:,.1f} | {took / other:.2f} |")
+        other = two["wall_s"] if stage == "all" else two["stages_s"].get(stage)
+        compared = "– | –" if not other else f"{other:,.1f} | {took / other:.2f}"
+        lines.append(f"| {stage} | {took:,.1f} | {compared} |")
     return "\n".join(lines)
 
 
@@ -153,12 +154,14 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="put the table between the markers of this Markdown file")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.write:
+        check_section(options.write, "benchmarks/build.py")
     with tempfile.TemporaryDirectory(prefix="pha-build-", dir=options.work) as folder:
         work = options.work or Path(folder)
         found = measure(options.config, work, options.kills, options.seed)
+    print(json.dumps(found, indent=1) if options.json else table(found), flush=True)
     if options.write:
         write_section(options.write, "benchmarks/build.py", table(found))
-    print(json.dumps(found, indent=1) if options.json else table(found))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from data_pipeline.schema import (
     content_hash,
 )
 from data_pipeline.tokenizer import train_tokenizer
-from pretrain.markdown import write_section
+from pretrain.markdown import check_section, write_section
 
 _SIZES = {"9e9": 9_000_000_000, "1e12": 1_000_000_000_000}
 _BLOCK, _SHARD_BYTES, _DOCUMENT = 65_536, 256 * 1024 * 1024, 1_128  # OpenWebText has 1,128 GPT-2 tokens a document
@@ -183,11 +183,13 @@ def main() -> None:
     if arguments.open:
         print(json.dumps(measure(arguments.open)))
         return
+    if arguments.write:
+        check_section(arguments.write, "benchmarks/scale.py")
     with tempfile.TemporaryDirectory(prefix="pha-scale-", dir=arguments.directory) as folder:
         rows = {name: _row(Path(folder) / name, tokens) for name, tokens in _SIZES.items()}
+    print(json.dumps(rows, indent=1) if arguments.json else table(rows), flush=True)
     if arguments.write:
         write_section(arguments.write, "benchmarks/scale.py", table(rows))
-    print(json.dumps(rows, indent=1) if arguments.json else table(rows))
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:

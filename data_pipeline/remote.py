@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Protocol, TypeVar
+from urllib.parse import unquote
 
 import urllib3
 
@@ -179,6 +180,8 @@ class RemoteStorage(Storage):
     def look(self, name: str) -> tuple[int, str]:
         """Size and version (ETag, else Last-Modified, else nothing) as they are now; pins the ETag anew.
 
+        Without a version, only another size tells that a file was replaced.
+
         Raises like :meth:`size`.
         """
 
@@ -269,7 +272,7 @@ class RemoteStorage(Storage):
         status = answer.status
         if status in (200, 206):
             encoding = answer.headers.get("content-encoding", "identity").lower()
-            as_stored = name.lower().endswith(_STORED.get(encoding, ()))
+            as_stored = unquote(name).lower().endswith(_STORED.get(encoding, ()))
             if encoding not in ("identity", "aws-chunked", "") and not as_stored:
                 raise DataError(f"{self.shown(name)} is sent compressed ({encoding}): switch that off on the server.")
             return

@@ -23,7 +23,7 @@ _ARGUMENTS = {"Range": "Range", "If-Match": "IfMatch"}
 
 
 class Listed(NamedTuple):
-    """An object as a listing tells of it: its key, its bytes and its ETag."""
+    """An object as a listing tells of it: its key, its bytes and its ETag ("" where the server leaves it out)."""
 
     key: str
     size: int
@@ -110,7 +110,7 @@ class S3Transport:
                 answer = client.list_objects_v2(Bucket=self._bucket, Prefix=prefix, **more)
             except ClientError as error:
                 raise self._refused(error.response) from error
-        found = [Listed(row["Key"], int(row["Size"]), str(row["ETag"])) for row in answer.get("Contents", ())]
+        found = [Listed(row["Key"], int(row["Size"]), str(row.get("ETag", ""))) for row in answer.get("Contents", ())]
         following = answer.get("NextContinuationToken")
         if bool(answer.get("IsTruncated")) != (following is not None):
             raise TransientFault("listing", "the listing does not say how it goes on")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pretrain.cli_output import Json, print_json, print_table
 from pretrain.errors import RunError
+
+if TYPE_CHECKING:
+    from benchmarks.data.run import Report
+
+#: What its tables stand between in a Markdown file.
+_SECTION = "pha bench data"
 
 bench_app = typer.Typer(help="Measure this stack beside others, on this machine.", no_args_is_help=True)
 
@@ -41,7 +47,7 @@ def bench_data(
 
     from benchmarks.data.errors import BenchError
     from benchmarks.data.run import Options, run
-    from pretrain.markdown import write_section
+    from pretrain.markdown import check_section, write_section
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -56,15 +62,21 @@ def bench_data(
         quick=quick,
         work=work,
     )
+    if write is not None:
+        check_section(write, _SECTION)
     try:
         report = run(options, say)
-        if write is not None:
-            write_section(write, "pha bench data", report.markdown())
     except BenchError as error:
         raise RunError(str(error)) from error
     if as_json:
         print_json(report.as_dict())
-        return
+    else:
+        _print(report)
+    if write is not None:
+        write_section(write, _SECTION, report.markdown())
+
+
+def _print(report: Report) -> None:
     for section in report.sections:
         print_table(section.title, section.columns, section.cells())
         for goal in section.goals:

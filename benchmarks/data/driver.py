@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
 from benchmarks.data.measure import Meter
 from benchmarks.data.stream import Digest, fingerprint
+
+if TYPE_CHECKING:  # its import costs seconds, and not every reader needs it
+    import torch
 
 
 class Reader(Protocol):

@@ -71,9 +71,17 @@ def _urllib3(location: str) -> Callable[[Range], int]:
 
 def _boto3(location: str) -> Callable[[Range], int]:
     import boto3
+    from botocore.config import Config
 
     parts = urlsplit(location)
-    client = boto3.client("s3")
+    # as ours is set, so that the difference is not that of two settings
+    config = Config(
+        retries={"total_max_attempts": 1},
+        max_pool_connections=32,
+        s3={"addressing_style": "path"},
+        response_checksum_validation="when_required",
+    )
+    client = boto3.client("s3", config=config)
 
     def fetch(wanted: Range) -> int:
         name, offset, length = wanted

@@ -177,6 +177,8 @@ class Library:
             **reader.arguments,
             **options,
         }
+        if reader.format == "ours" and not self.sizes.tensors:
+            arguments["form"] = "rows"
         return Contestant(reader.key, label or reader.label, reader.worker, arguments, reader.needs)
 
     def check(self, reader: Reader) -> dict[str, Any]:
@@ -206,27 +208,37 @@ class Library:
         return bool(result["batch"] == self.check(reader)["states"][str(stop)]["batch"])
 
     def notices_damage(self, reader: Reader) -> bool:
-        """Whether reading an epoch fails when one byte of the stored tokens is flipped. Raises BenchError."""
+        """Whether reading an epoch fails when one byte of the stored tokens is flipped.
+
+        Raises BenchError if it also fails once the byte is as it was: then the byte was not why.
+        """
         data = self.contestant(reader, "check")
         file, where = self._token_byte(self.folder(reader))
         _flip(file, where)
+        noticed = False
         try:
             self._runner.attempt(data)
         except BenchError:
-            return True
+            noticed = True
         finally:
             _flip(file, where)
-        return False
+        if noticed:
+            self._runner.attempt(data)
+        return noticed
 
     def _token_byte(self, folder: Path) -> tuple[Path, int]:
         """A file of a dataset and the place of a byte of its tokens, found by what the stream has in its middle."""
-        with self._file.open("rb") as handle:
-            handle.seek(self.sizes.sequences // 2 * self.sizes.length * 2 + self.sizes.length)
-            wanted = handle.read(64)
-        for file in sorted(folder.rglob("*")) if folder.is_dir() else [folder]:
-            place = file.read_bytes().find(wanted) if file.is_file() else -1
-            if place >= 0:
-                return file, place + 32
+        files = [file for file in sorted(folder.rglob("*")) if file.is_file()] if folder.is_dir() else [folder]
+        length = self.sizes.length
+        for number in range(8):  # of that many sequences: a format may have a border within the first of them
+            with self._file.open("rb") as handle:
+                shift = number * 254 % max(2, length - 64)
+                handle.seek((self.sizes.sequences // 2 + number) * length * 2 + length + shift)
+                wanted = handle.read(64)
+            for file in files:
+                place = file.read_bytes().find(wanted)
+                if place >= 0:
+                    return file, place + 32
         raise BenchError(f"{folder} does not hold the stream's tokens as they are: its damage cannot be tested.")
 
 

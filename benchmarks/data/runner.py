@@ -118,8 +118,13 @@ class Runner:
             raise BenchError(f"{worker} was not done after {_TIMEOUT_S} s: choose a smaller size.") from error
         if done.returncode or not done.stdout.strip():
             words = [line for line in done.stderr.splitlines() if line.strip()] or [f"code {done.returncode}"]
-            raise BenchError(f"{worker} failed ({words[-1].strip()}).")
-        result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+            if worker == "probe":
+                raise BenchError(f"{python} is no Python ({words[-1].strip()}): give an interpreter as --peers.")
+            raise BenchError(f"{worker} failed under {python} ({words[-1].strip()}): run it by hand to see why.")
+        try:
+            result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        except ValueError as error:
+            raise BenchError(f"{python} does not answer as Python does: give an interpreter as --peers.") from error
         return result
 
     def environment(self, peer: bool) -> dict[str, str]:

@@ -14,6 +14,7 @@ class Sizes:
         sequences, length: N and T of the token stream that is read.
         shard_bytes: of our dataset's shards; small, because moto copies the whole of one for every range.
         threads: of the remote readers.
+        tensors: whether our batches are made torch's; without them, few workers import torch.
         memory_batches: numbers of batches after which the memory is noted.
     """
 
@@ -23,6 +24,7 @@ class Sizes:
     length: int = 2_048
     shard_bytes: int = 8_000_000
     threads: int = 4
+    tensors: bool = True
     memory_batches: tuple[int, ...] = (1_000, 10_000, 100_000)
 
 
@@ -33,5 +35,6 @@ QUICK = Sizes(
     length=256,
     shard_bytes=500_000,
     threads=2,
+    tensors=False,
     memory_batches=(100, 400, 800),
 )

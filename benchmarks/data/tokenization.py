@@ -22,7 +22,7 @@ _LABELS = {
 
 
 def measure(runner: Runner, sizes: Sizes, sources: Sequence[str], thorough: bool = True) -> Section:
-    """Train the tokenizers, compare ids, measure. `thorough` runs the encode stage with two workers too.
+    """Train the tokenizers, compare ids, measure. `thorough` runs everything with two processes too.
 
     Raises BenchError.
     """
@@ -54,7 +54,7 @@ def measure(runner: Runner, sizes: Sizes, sources: Sequence[str], thorough: bool
 
 def _contestants(both: dict[str, str], fast: str, thorough: bool) -> list[Contestant]:
     found = []
-    for processes in (1, 2):
+    for processes in (1, 2) if thorough else (1,):
         ours: dict[str, Any] = {**both, "module": "ours_tokenize", "processes": processes}
         arguments: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
             "ours": ("tokenize.pair", ours, ()),
@@ -72,8 +72,6 @@ def _contestants(both: dict[str, str], fast: str, thorough: bool) -> list[Contes
                 _FAST,
             ),
         }
-        if processes == 2 and not thorough:
-            del arguments["build"]
         for key, (worker, options, needs) in arguments.items():
             found.append(Contestant(f"{key}-{processes}", _LABELS[key], worker, options, needs))
     return found

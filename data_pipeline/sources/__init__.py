@@ -16,7 +16,7 @@ from typing import Any
 
 from data_pipeline import installed_docs
 from data_pipeline.documents import Document
-from data_pipeline.errors import DataError
+from data_pipeline.errors import DataError, Interrupted
 from data_pipeline.sources import (
     files,
     huggingface,
@@ -139,7 +139,7 @@ def read_part(part: Part, scratch: Path | None = None) -> Iterator[Document]:
     """
     source = part.source
     if part.unit == "source":
-        return read_all(source, scratch)
+        return _budgeted(source, _weighted(source, _all_documents(source, scratch, part.version)))
     if part.unit == "shards":
         return _weighted(source, huggingface.read(source, part.start, part.stop))
     kind = source.format or files.format_of(part.path)
@@ -152,7 +152,8 @@ def read_part(part: Part, scratch: Path | None = None) -> Iterator[Document]:
 def _plan_remote(source: SourceConfig) -> list[Part]:
     found = remote_files.expand(source)
     if source.budgeted:
-        return [Part(source=source, unit="source", bytes=sum(file.size for file in found))]
+        size, version = sum(file.size for file in found), remote_files.versions_of(found)
+        return [Part(source=source, unit="source", bytes=size, version=version)]
     return [Part(source=source, unit="file", path=f.url, bytes=f.size, version=f.version) for f in found]
 
 
@@ -172,13 +173,17 @@ def _plan_file(source: SourceConfig, path: str, kind: FormatName, target_bytes: 
         yield Part(source=source, unit="bytes", path=path, start=start, stop=stop, bytes=stop - start)
 
 
-def _all_documents(source: SourceConfig, scratch: Path | None) -> Iterator[Document]:
+def _all_documents(source: SourceConfig, scratch: Path | None, version: str = "") -> Iterator[Document]:
     if source.spec in NAMED_SOURCES:
         return NAMED_SOURCES[source.spec].read()
     if source.spec.startswith(huggingface.PREFIX):
         return huggingface.read(source)
     if remote_files.is_remote(source.spec):
         remote = remote_files.expand(source)
+        if version and version != remote_files.versions_of(remote):
+            raise Interrupted(
+                f"files of source {source.spec!r} have changed since the build looked at it: start again."
+            )
         return (document for file in remote for document in _read_remote(source, file, scratch))
     found = files.expand(source)
     return (document for path, kind in found for document in _read_file(source, File.local(path), kind))

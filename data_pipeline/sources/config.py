@@ -60,7 +60,8 @@ class Part(BaseModel):
 
     ``[start, stop)`` counts what `unit` says: bytes of a plain file (on document boundaries), row groups of a Parquet
     file, shards of a Hugging Face data set; ``file`` is a whole file and ``source`` a whole source. `bytes` is the
-    size on disk that reading it costs, or 0 where it is not known. `version` is what a remote file must still be.
+    size on disk that reading it costs, or 0 where it is not known. `version` is what a remote file, or all
+    those of a whole source together, must still be.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from data_pipeline.errors import DataError
 from data_pipeline.sources.config import FormatName, SourceConfig
-from data_pipeline.sources.streams import COMPRESSIONS
+from data_pipeline.sources.streams import COMPRESSIONS, telling
 
 _BY_SUFFIX: dict[str, FormatName] = {
     ".txt": "text",
@@ -72,7 +72,7 @@ def format_of(path: Path | str) -> FormatName:
 
 def known_format(path: Path | str) -> FormatName | None:
     """As :func:`format_of`, or None where the name tells no format."""
-    name = PurePosixPath(path).name.lower()
+    name = PurePosixPath(telling(str(path))).name.lower()
     for pattern, known in _BY_NAME:
         if pattern.fullmatch(name):
             return known

@@ -9,30 +9,39 @@ stops a build: a crawl of any size holds pages of every kind of brokenness.
 from __future__ import annotations
 
 import codecs
+import gzip
 import importlib.metadata
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from typing import Any
 
 from data_pipeline.errors import DataError
 
 LIBRARY = "resiliparse"
-#: Elements may be nested so deep: extraction is quadratic in it (0.2 s at this depth), and real pages stay below 200.
-DEEPEST = 3000
+#: Elements may be nested so deep, as in Chrome: extraction costs elements × depth, and real pages stay below 200.
+DEEPEST = 512
+#: So many elements may come from a parser that opens unclosed bold or font again in every paragraph: without a bound a
+#: page of 1 MB makes a billion.
+REOPENED = 1_000_000
+#: Matches an element that is deeper.
+_DEEP = ">".join(["*"] * (DEEPEST + 1))
 _HTML = ("text/html", "application/xhtml+xml")
-_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
-_META = re.compile(rb"<meta\s[^>]*?charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
+#: Bounded, as is what they search: with free repeats, a long header of spaces takes quadratic time.
+_CHARSET = re.compile(r"charset\s{0,8}=\s{0,8}(?:[\"']\s{0,8})?([\w.:-]+)", re.IGNORECASE)
+_META = re.compile(rb"<meta\s[^>]{0,256}?charset\s{0,8}=\s{0,8}(?:[\"']\s{0,8})?([\w.:-]+)", re.IGNORECASE)
+_TYPE = 1024
 #: Browsers look for the declaration in so many bytes (WHATWG: 1,024); old pages have it after a long title.
 _HEAD = 4096
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)")
-#: Elements that have no end, or whose end is usually left out and follows from what comes next.
-_UNNESTED = re.compile(
-    "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr|"
-    "p|li|dt|dd|option|optgroup|tr|td|th|thead|tbody|tfoot|colgroup|rp|rt|html|head|body",
-    re.IGNORECASE,
+#: Elements that a parser opens again in the next block if they were not closed (HTML: "formatting").
+_FORMATTING = frozenset(
+    ("a", "b", "big", "code", "em", "font", "i", "nobr", "s", "small", "strike", "strong", "tt", "u"),
 )
+#: How a chunk begins: its size, and what few servers add to it.
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]{0,16}(?:;[^\r\n]{0,256})?\r\n")
 
 
 class NoText(Exception):
@@ -62,7 +71,7 @@ def check_library(place: str) -> None:
         ) from error
 
 
-def page_text(response: bytes, limit: int) -> str:
+def page_text(response: bytes, limit: int, truncated: bool = False) -> str:
     """The main text of an HTTP response (status line, header and body) that is an HTML page.
 
     Comments, menus, forms and what is hidden are left out; paragraphs stay apart.
@@ -70,13 +79,13 @@ def page_text(response: bytes, limit: int) -> str:
     Args:
         response: the bytes as a server sent them; chunks and the compressions gzip, deflate and br are undone.
         limit: largest size of the page, uncompressed, in bytes.
+        truncated: whether the crawler says that it did not keep all of it.
 
     Raises:
-        NoText: ``http_status`` (not 200), ``not_html``, ``page_damaged`` (header or compression), ``page_too_large``,
-            ``page_charset`` (its bytes are not in the encoding that it declares), ``page_too_deep``, or
-            ``no_main_text``.
+        NoText: ``http_status`` (not 200), ``not_html``, ``page_truncated``, ``page_damaged`` (header, chunks or
+            compression, also where they end too early), ``page_too_large``, ``page_charset`` (its bytes are not in the
+            encoding that it declares), ``page_too_deep``, or ``no_main_text``.
     """
-    from warcio.bufferedreaders import ChunkedDataReader
     from warcio.statusandheaders import StatusAndHeadersParser, StatusAndHeadersParserException
 
     stream = io.BytesIO(response)
@@ -91,42 +100,66 @@ def page_text(response: bytes, limit: int) -> str:
     kind = head.get_header("content-type") or ""
     if kind.partition(";")[0].strip().lower() not in _HTML:
         raise NoText("not_html")
-    if (head.get_header("transfer-encoding") or "").strip().lower() == "chunked":
-        body = b"".join(_pieces(ChunkedDataReader(stream)))
-    else:
-        body = stream.read()
-    html = decoded(_unpacked(body, (head.get_header("content-encoding") or "").strip().lower(), limit), kind)
-    return _main_text(html)
+    if truncated:
+        raise NoText("page_truncated")
+    body = stream.read()
+    try:
+        if (head.get_header("transfer-encoding") or "").strip().lower() == "chunked" and not _undone(body):
+            body = _joined(body)
+        body = _unpacked(body, (head.get_header("content-encoding") or "").strip().lower(), limit)
+    except (zlib.error, gzip.BadGzipFile, EOFError, ValueError, LookupError) as error:
+        raise NoText("page_damaged") from error
+    return _main_text(decoded(body, kind))
 
 
-def _pieces(reader: io.BytesIO) -> Iterator[bytes]:
-    while piece := reader.read(1 << 16):
-        yield piece
+def _undone(body: bytes) -> bool:
+    """Whether this is already the page: some crawlers undo chunks or compression and leave the header as it was."""
+    return body[:_HEAD].lstrip().removeprefix(codecs.BOM_UTF8)[:1] == b"<"
+
+
+def _joined(body: bytes) -> bytes:
+    """The body without its chunks. Raises ValueError where one has no size or is cut short."""
+    at, pieces = 0, list[bytes]()
+    while True:
+        head = _CHUNK.match(body, at)
+        if head is None:
+            # gzip's first bytes are no chunk: the crawler has joined them
+            if at == 0 and body.startswith(b"\x1f\x8b"):
+                return body
+            raise ValueError("a chunk without a size")
+        size, start = int(head[1], 16), head.end()
+        if size == 0:
+            return b"".join(pieces)
+        at = start + size + 2
+        if body[start + size : at] != b"\r\n":
+            raise ValueError("a chunk is cut short")
+        pieces.append(body[start : start + size])
 
 
 def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:
-    """The body without its compression, of which little more than `limit` bytes are unpacked whatever it holds."""
-    result = body
-    # Some crawlers undo the compression and leave the header as it was.
-    if encoding not in ("", "identity") and body.lstrip()[:1] != b"<":
-        try:
-            result = _expand(body, encoding, limit + 1)
-        except (zlib.error, ValueError, LookupError) as error:
-            raise NoText("page_damaged") from error
+    """The body without its compression, of which little more than `limit` bytes are unpacked whatever it holds.
+
+    Raises NoText, and what :func:`_expand` does.
+    """
+    plain = encoding in ("", "identity") or not body or _undone(body)
+    result = body if plain else _expand(body, encoding, limit + 1)
     if len(result) > limit:
         raise NoText("page_too_large")
     return result
 
 
 def _expand(body: bytes, encoding: str, limit: int) -> bytes:
-    """The first `limit` bytes, or a few more. Raises zlib.error, ValueError or LookupError."""
-    if encoding in ("gzip", "x-gzip"):
-        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(body, limit)
+    """The first `limit` bytes, or a few more.
+
+    Raises zlib.error, BadGzipFile, EOFError, ValueError or LookupError for what is damaged, cut short or unknown.
+    """
+    if encoding in ("gzip", "x-gzip"):  # may have several members
+        return gzip.GzipFile(fileobj=io.BytesIO(body)).read(limit)
     if encoding == "deflate":
         try:
-            return zlib.decompressobj().decompress(body, limit)
+            return _inflated(body, zlib.MAX_WBITS, limit)
         except zlib.error:  # many servers leave the wrapping out
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, limit)
+            return _inflated(body, -zlib.MAX_WBITS, limit)
     if encoding != "br":
         raise LookupError(encoding)
     import brotli
@@ -138,6 +171,16 @@ def _expand(body: bytes, encoding: str, limit: int) -> bytes:
             result += more
     except brotli.error as error:
         raise ValueError("brotli") from error
+    if len(result) < limit and not unpacker.is_finished():
+        raise EOFError("brotli")
+    return result
+
+
+def _inflated(body: bytes, bits: int, limit: int) -> bytes:
+    unpacker = zlib.decompressobj(bits)
+    result = unpacker.decompress(body, limit)
+    if len(result) < limit and not unpacker.eof:
+        raise EOFError("deflate")
     return result
 
 
@@ -153,7 +196,7 @@ def decoded(page: bytes, content_type: str) -> str:
     for mark, name in _BOMS:
         if page.startswith(mark):
             return _strictly(page, [name])
-    declared = [match[1] for match in [_CHARSET.search(content_type)] if match]
+    declared = [match[1] for match in [_CHARSET.search(content_type[:_TYPE])] if match]
     declared += [match[1].decode("ascii", "replace") for match in [_META.search(page[:_HEAD])] if match]
     # As in a browser, latin-1 means windows-1252.
     names = [name for name in (map_encoding_to_html5(label, False) for label in declared) if name]
@@ -174,11 +217,18 @@ def _strictly(page: bytes, names: list[str]) -> str:
 
 def _main_text(html: str) -> str:
     from resiliparse.extract.html2text import extract_plain_text
+    from resiliparse.parse.html import HTMLTree
 
-    if _too_deep(html):
+    many = html.count("<") > DEEPEST
+    if many and _reopens(html):
         raise NoText("page_too_deep")
     try:
-        text = extract_plain_text(html, preserve_formatting=True, main_content=True, alt_texts=False, comments=False)
+        tree = HTMLTree.parse(html)
+        if many and _too_deep(tree):
+            raise NoText("page_too_deep")
+        text = extract_plain_text(tree, preserve_formatting=True, main_content=True, alt_texts=False, comments=False)
+    except NoText:
+        raise
     except BaseException as error:
         # A panic in the library's Rust arrives as a BaseException of its own.
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
@@ -189,13 +239,28 @@ def _main_text(html: str) -> str:
     return text
 
 
-def _too_deep(html: str) -> bool:
-    if html.count("<") <= DEEPEST:
-        return False
-    depth = 0
-    for end, name in _TAG.findall(html):
-        if not _UNNESTED.fullmatch(name):
-            depth = max(0, depth - 1) if end else depth + 1
-            if depth > DEEPEST:
+def _too_deep(tree: Any) -> bool:
+    """Whether elements are nested deeper than :data:`DEEPEST`.
+
+    The parsed tree says so, which takes linear time to make: which end tags count depends on all that is open.
+    """
+    return tree.document.query_selector(_DEEP) is not None
+
+
+def _reopens(html: str) -> bool:
+    """Whether unclosed formatting would be opened again more than :data:`REOPENED` times."""
+    unclosed: Counter[str] = Counter()
+    waiting = made = 0
+    for end, found in _TAG.findall(html):
+        name = found.lower()
+        if name not in _FORMATTING:
+            made += waiting
+            if made > REOPENED:
                 return True
+        elif end:
+            waiting -= unclosed[name] > 0
+            unclosed[name] = max(0, unclosed[name] - 1)
+        elif name != "a" or not unclosed[name]:  # a link ends the one before
+            unclosed[name] += 1
+            waiting += 1
     return False

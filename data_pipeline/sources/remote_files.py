@@ -8,6 +8,10 @@ copy is made by range reads of bounded size, each with the checks and tries of :
 from __future__ import annotations
 
 import errno
+import fnmatch
+import hashlib
+import json
+import logging
 import os
 import re
 import tempfile
@@ -16,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import unquote
 
 from data_pipeline.errors import DataError, Interrupted
 from data_pipeline.remote import HttpTransport, RemoteStorage, RetryPolicy
@@ -24,6 +27,8 @@ from data_pipeline.s3 import Listed, S3Bucket
 from data_pipeline.sources.config import FormatName, SourceConfig
 from data_pipeline.sources.files import format_of, known_format
 from data_pipeline.storage import DamagedData, check_url
+
+log = logging.getLogger(__name__)
 
 #: Bytes that one request asks for: they are in memory at once.
 PIECE = 8 * 1024 * 1024
@@ -76,13 +81,22 @@ def expand(source: SourceConfig) -> list[RemoteFile]:
         return [_file(source, base, name, *_look(base, name))]
     if not (name == "" or name.endswith("/") or _WILD.search(name)):
         return [_file(source, base, name, *_look(base, name))]
-    found = [_file(source, base, row.key, row.size, row.etag) for row in _matching(source, base, name)]
+    found = [
+        _file(source, base, row.key, *((row.size, row.etag) if row.etag else _look(base, row.key)))
+        for row in _matching(source, base, name)
+    ]
     if not found:
         raise DataError(
             f"source {source.spec!r} matches no object of a known format: check it, end a folder with a slash, or set "
             "the source's format."
         )
     return sorted(found, key=lambda file: file.url.split("/"))
+
+
+def versions_of(files: list[RemoteFile]) -> str:
+    """One text that is another if any file was added, removed, reordered or replaced."""
+    facts = json.dumps([[file.url, file.size, file.version] for file in files])
+    return hashlib.sha256(facts.encode()).hexdigest()
 
 
 @contextmanager
@@ -148,8 +162,20 @@ def _plain(version: str) -> str:
 
 def _file(source: SourceConfig, base: str, name: str, size: int, version: str) -> RemoteFile:
     url = f"{base}/{name}"
-    kind = source.format or format_of(url if base.startswith("s3:") else unquote(url))
+    kind = source.format or format_of(url)
+    if not version:
+        _warn_unversioned(base)
     return RemoteFile(url, kind, size, _plain(version))
+
+
+@lru_cache(maxsize=64)
+def _warn_unversioned(base: str) -> None:
+    """Says so once a server and process."""
+    log.warning(
+        "%s tells neither ETag nor Last-Modified of its files: one that is replaced by another of the same size counts "
+        "as unchanged; rename files that change.",
+        base,
+    )
 
 
 def _split(url: str) -> tuple[str, str]:
@@ -228,8 +254,8 @@ def _component(part: str) -> str:
         char, at = part[at], at + 1
         end = part.find("]", at + 1 + (part[at : at + 1] == "!")) if char == "[" else -1
         if end > 0:
-            inside = part[at:end].replace("\\", r"\\").replace("[", r"\[").replace("&&", r"&\&").replace("||", r"|\|")
-            result += "(?!/)[" + ("^" + inside[1:] if inside[0] == "!" else inside.replace("^", r"\^")) + "]"
+            # what fnmatch makes of it, also of a range without members, less the end that it adds
+            result += "(?!/)" + fnmatch.translate(part[at - 1 : end + 1]).removesuffix(r"\Z")
             at = end + 1
         else:
             result += {"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char))

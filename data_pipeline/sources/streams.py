@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 
 import zstandard
 
@@ -39,6 +40,11 @@ class File:
     def local(cls, path: str) -> File:
         """A file that lies where its name says."""
         return cls(path, Path(path))
+
+
+def telling(name: str) -> str:
+    """The name that tells format and compression: of an HTTP URL, what its escapes stand for."""
+    return unquote(name) if name.lower().startswith(("http://", "https://")) else name
 
 
 @contextmanager
@@ -78,7 +84,7 @@ def decompressed(file: BinaryIO, name: str, source: SourceConfig) -> Iterator[by
         DataError: it expands beyond ``source.max_ratio``.
         EOFError, zlib.error, ZstdError, LZMAError: it is damaged or ends too early; see :func:`explained`.
     """
-    suffix = Path(name).suffix.lower()
+    suffix = Path(telling(name)).suffix.lower()
     counted = _Counted(file)
     expand = {".gz": _gzip, ".tgz": _gzip, ".zst": _zstd, ".xz": _xz, ".txz": _xz}.get(suffix)
     if expand is None:

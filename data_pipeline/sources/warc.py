@@ -14,7 +14,7 @@ from data_pipeline.documents import Document
 from data_pipeline.errors import DataError
 from data_pipeline.sources import pages
 from data_pipeline.sources.config import FormatName, SourceConfig
-from data_pipeline.sources.streams import ChunkReader, File, decompressed, explained
+from data_pipeline.sources.streams import ChunkReader, File, decompressed, explained, telling
 
 
 def read(source: SourceConfig, file: File) -> Iterator[Document]:
@@ -54,7 +54,7 @@ def read(source: SourceConfig, file: File) -> Iterator[Document]:
 
 def describe(files: Iterable[tuple[str, FormatName]]) -> list[list[Any]]:
     """What besides the files decides their text: the library's version, if any of them may hold pages."""
-    raw = any(kind == "warc" and ".wet" not in name.lower() for name, kind in files)
+    raw = any(kind == "warc" and ".wet" not in telling(name).lower() for name, kind in files)
     return [[pages.LIBRARY, pages.version()]] if raw else []
 
 
@@ -101,7 +101,8 @@ def _page(record: Any, place: str, identity: str, length: int, source: SourceCon
         return Document(address, source.spec, "", "page_too_large")
     pages.check_library(place)
     try:
-        text = pages.page_text(_body(record, place, length), source.max_document_bytes)
+        truncated = record.rec_headers.get_header("WARC-Truncated") is not None
+        text = pages.page_text(_body(record, place, length), source.max_document_bytes, truncated)
     except pages.NoText as reason:
         return Document(address, source.spec, "", reason.rule)
     return Document(identity, source.spec, text)

@@ -5,17 +5,27 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import urllib3
 
+from benchmarks import build, scale
+from benchmarks.data.errors import BenchError
 from benchmarks.data.measure import Meter
+from benchmarks.data.readers import READERS, Library
 from benchmarks.data.run import SECTIONS
+from benchmarks.data.runner import Runner
 from benchmarks.data.servers import http_server
+from benchmarks.data.sizes import Sizes
 from benchmarks.data.tables import Goal, Section, shown
+from pretrain.cli_bench import bench_data
+from pretrain.errors import RunError
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = {"cluster", "data_pipeline", "model", "pretrain"}
@@ -56,7 +66,7 @@ def test_all_readers_of_this_environment_read_everything_and_resume(tmp_path):
     length, file = 64, str(tmp_path / "stream.bin")
     expected = stream.write(file, 2_048, length, seed=0)
     ours_reading.write(file, str(tmp_path / "ours"), block_tokens=1_000)
-    readers = [(ours_reading.read, "ours", {"form": form}) for form in ("raw", "full")]
+    readers = [(ours_reading.read, "ours", {"form": form}) for form in ("raw", "full", "rows")]
     readers += [(peer_memmap.read, "stream.bin", {"fancy": fancy}) for fancy in (False, True)]
     for members in (1, 64):
         peer_webdataset.write(file, str(tmp_path / f"web-{members}"), length, members)
@@ -89,17 +99,82 @@ def test_a_section_is_a_table_with_its_goals():
 
 @pytest.mark.parametrize("nginx", [False, True])
 def test_the_servers_give_ranges(tmp_path, monkeypatch, nginx):
+    if nginx and not (shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")):
+        pytest.skip("needs nginx")
     if not nginx:
         monkeypatch.setattr("benchmarks.data.servers.shutil.which", lambda *_, **__: None)
     (tmp_path / "data").mkdir()
+    (tmp_path / "secret").write_text("outside of what is served")
     (tmp_path / "data" / "file.tar").write_bytes(bytes(range(200)))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with http_server(tmp_path / "data", tmp_path, environment) as (name, url):
-        assert nginx or name == "Python's threaded server"
+        assert name == ("nginx" if nginx else "Python's threaded server")
         answer = urllib3.request("GET", f"{url}/file.tar", headers={"Range": "bytes=10-19"})
         assert (answer.status, answer.data) == (206, bytes(range(10, 20)))
         assert answer.headers["Content-Range"] == "bytes 10-19/200"
-        assert urllib3.request("GET", f"{url}/../secret").status in (400, 404)
+        host = urlsplit(url)
+        for path in ("/../secret", "/file.tar/../../secret", "/%2e%2e/secret"):  # which clients would tidy up
+            with socket.create_connection((host.hostname, host.port), 10) as raw:
+                raw.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+                answer = b"".join(iter(lambda: raw.recv(4096), b""))
+            assert answer.split()[1] in (b"400", b"404"), path
+            assert b"outside" not in answer
+
+
+def test_an_interpreter_that_is_none_is_named_with_the_fix(tmp_path):
+    for program in ("true", "echo", "false"):
+        with pytest.raises(BenchError, match=rf"/bin/{program} .*: give an interpreter as --peers\.$"):
+            Runner(tmp_path, 1, Path(f"/bin/{program}"), lambda _: None)
+
+
+@pytest.mark.parametrize("border", [0, 31, 63])
+def test_damage_is_damage_only_if_its_repair_helps(tmp_path, border):
+    """In a format with a border within the first tokens that are looked for."""
+    sizes = Sizes(sequences=1024, length=256)
+
+    class Fake:
+        work, broken = tmp_path, False
+
+        def run(self, worker, arguments, peer=False):
+            data = os.urandom(sizes.sequences * sizes.length * 2)
+            (tmp_path / "stream.bin").write_bytes(data)
+            cut = 512 * 512 + 256 + border
+            (tmp_path / "ours").mkdir()
+            (tmp_path / "ours" / "a").write_bytes(data[:cut] + b"border" + data[cut:])
+            self.whole = (tmp_path / "ours" / "a").read_bytes()
+            return {}
+
+        def attempt(self, contestant):
+            if self.broken or (tmp_path / "ours" / "a").read_bytes() != self.whole:
+                raise BenchError("damaged.")
+
+    library = Library(runner := Fake(), sizes)
+    library._written.add("ours")
+    assert library.notices_damage(READERS[0])
+    runner.broken = True
+    with pytest.raises(BenchError):
+        library.notices_damage(READERS[0])
+
+
+def test_a_stage_that_one_log_lacks_has_no_ratio():
+    one = {"wall_s": 30.0, "stages_s": {"read": 10.0, "encode": 20.0}}
+    two = {"wall_s": 15.0, "stages_s": {"read": 5.0}}
+    lines = build.table({"1 worker": one, "2 workers": two}).splitlines()
+    assert lines[-3:] == ["| read | 10.0 | 5.0 | 2.00 |", "| encode | 20.0 | – | – |", "| all | 30.0 | 15.0 | 2.00 |"]
+
+
+def test_a_page_without_markers_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.data.run.run", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(build, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(scale, "_row", lambda *_: pytest.fail("measured"))
+    page = tmp_path / "page.md"
+    page.write_text("no markers")
+    with pytest.raises(RunError, match="begin -->"):
+        bench_data(quick=True, write=page, megabytes=1.0, sequences=1024)
+    for module, arguments in ((build, ["c.yaml"]), (scale, [])):
+        monkeypatch.setattr(sys, "argv", ["x", *arguments, "--write", str(page)])
+        with pytest.raises(RunError, match="begin -->"):
+            module.main()
 
 
 def test_figures_are_short():

@@ -28,6 +28,7 @@ class FaultServer:
         self.root, self.only, self.port = root, re.compile(only), port
         self.dead = False
         self.encoding: str | None = None  # Content-Encoding of every file
+        self.etags = True  # whether files and listings have any
         self.page = 1000  # objects of one answer to a listing
         self.faults: deque[str] = deque()
         self.always: str | None = None
@@ -106,7 +107,8 @@ class FaultServer:
         keys = [key for key in keys if key.startswith(prefix) and key > token]
         rows = "".join(
             f"<Contents><Key>{quote(key)}</Key><Size>{(bucket / key).stat().st_size}</Size>"
-            f"<ETag>{etag_of((bucket / key).read_bytes())}</ETag></Contents>"
+            + (f"<ETag>{etag_of((bucket / key).read_bytes())}</ETag>" if self.etags else "")
+            + "</Contents>"
             for key in keys[: self.page]
         )
         more = len(keys) > self.page
@@ -122,7 +124,7 @@ class FaultServer:
             self._plain(handler, 412)
             return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
-        status, headers = 200, {"ETag": '"another"' if fault == "etag" else etag}
+        status, headers = 200, {"ETag": '"another"' if fault == "etag" else etag} if self.etags else {}
         if wanted and fault != "whole":
             first, last = int(wanted[1]), min(int(wanted[2]), len(data) - 1)
             if first >= len(data):

@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import sys
+import time
 import zlib
 
 import pytest
@@ -38,11 +39,11 @@ def response(body: bytes | str, kind="text/html; charset=utf-8", status="200 OK"
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def record(number: int, body: bytes, kind: str = "response") -> bytes:
+def record(number: int, body: bytes, kind: str = "response", more: str = "") -> bytes:
     head = (
         f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Record-ID: <urn:uuid:{number}>\r\n"
         f"WARC-Target-URI: https://example.org/{number}\r\n"
-        f"Content-Type: application/http; msgtype={kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"Content-Type: application/http; msgtype={kind}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
     )
     return head.encode() + body + b"\r\n\r\n"
 
@@ -136,6 +137,67 @@ def test_every_other_answer_has_its_rule():
     assert TEXT[0] in page_text(response(html_of(*(TEXT * 3000))), LIMIT)  # long, not deep
 
 
+@pytest.mark.parametrize("unit", ["<div></x>", "<span><div></span></div>", "<span><p></span></p>", "<p><b class={}>"])
+def test_depth_is_what_the_parser_makes_of_the_tags(unit):
+    """Extraction would take a minute or more."""
+    assert rule_of(response("".join(unit.format(i) for i in range(12_000)) + "x")) == "page_too_deep"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<p>{}",
+        "<p>{}</p><ul><li>x<li>y</ul>",
+        "{}<br>",
+        "<div><p>{}</div>",
+        "{}<div></x></div>",
+        "<a href=/{0}>{0}<p></a>",
+    ],
+)
+def test_tags_that_are_left_out_do_not_make_a_page_deep(unit):
+    assert "word 3999" in page_text(response("<main>" + "".join(unit.format(f"word {i}") for i in range(4000))), LIMIT)
+
+
+def test_declarations_are_searched_in_linear_time():
+    spaces = " " * 200_000
+    for declaration in (f"charset={spaces};", f"{spaces}charset{spaces}=x", "charset=" * 20_000):
+        began = time.process_time()
+        assert TEXT[0] in page_text(response(html_of(*TEXT), kind=f"text/html; {declaration}"), LIMIT)
+        page = html_of(*TEXT, meta="<meta " * 60 + declaration[:2000] + ";")
+        page_text(response(page, kind="text/html"), LIMIT)
+        assert time.process_time() - began < 3  # quadratic: 8 s and more
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", deflated), ("br", brotlied), ("", chunked)],
+)
+def test_a_body_that_is_cut_is_damage(encoding, pack):
+    headers = {"Content_Encoding": encoding} if encoding else {"Transfer_Encoding": "chunked"}
+    body = pack(html_of(*(TEXT * 20)).encode())
+    assert TEXT[1] in page_text(response(body, **headers), LIMIT)
+    for end in (len(body) // 2, len(body) - 10):
+        assert rule_of(response(body[:end], **headers)) == "page_damaged", end
+
+
+def test_all_members_of_a_gzip_body_are_read():
+    first, second = (gzip.compress(half.encode()) for half in html_of(*TEXT).split("</p>", 1))
+    assert TEXT[1] in page_text(response(first + second, Content_Encoding="gzip"), LIMIT)
+    assert rule_of(response(first + second[:-9], Content_Encoding="gzip")) == "page_damaged"
+
+
+def test_chunks_must_have_their_size_unless_the_crawler_joined_them():
+    page = html_of(*TEXT).encode()
+    for bad in (b"zz\r\n", b"-64\r\n", b"64\n", b"65\r\n"):
+        assert rule_of(response(chunked(page).replace(b"64\r\n", bad), Transfer_Encoding="chunked")) == "page_damaged"
+    for end in (b"0\r\nExpires: now\r\n\r\n", b"0;last\r\n\r\n"):
+        found = page_text(response(chunked(page)[:-5] + end, Transfer_Encoding="chunked"), LIMIT)
+        assert TEXT[1] in found
+    assert TEXT[1] in page_text(response(page, Transfer_Encoding="chunked"), LIMIT)
+    both = {"Transfer_Encoding": "chunked", "Content_Encoding": "gzip"}
+    assert TEXT[1] in page_text(response(gzip.compress(page), **both), LIMIT)
+
+
 @pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress), ("br", brotlied)])
 def test_bombs_are_rejected_in_bounded_memory(encoding, pack):
     tracemalloc = __import__("tracemalloc")
@@ -195,6 +257,13 @@ def test_documents_of_a_crawl_and_what_is_passed_over(tmp_path):
     (tmp_path / "b.warc").write_bytes(record(1, response(html_of("word " * 1000))))
     (only,) = read_all(SourceConfig(spec=str(tmp_path / "b.warc"), max_document_bytes=1000))
     assert only.rejected == "page_too_large"
+
+
+def test_pages_that_the_crawler_cut_are_counted(tmp_path):
+    cut = "WARC-Truncated: length\r\n"
+    bodies = [response(html_of(*TEXT)), response(b"%PDF", kind="application/pdf")]
+    (tmp_path / "a.warc").write_bytes(b"".join(record(n, body, more=cut) for n, body in enumerate(bodies)))
+    assert [d.rejected for d in read_all(str(tmp_path / "a.warc"))] == ["page_truncated", "not_html"]
 
 
 def test_a_cut_page_record_is_damage(tmp_path):

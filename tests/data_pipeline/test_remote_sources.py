@@ -104,6 +104,12 @@ GLOBS = [
     "*/e/*",
     "data/*/deep/*",
     "data/b*",
+    "data/[]a-c]*",
+    "data/[!]]*",
+    "data/[!z-a]*",
+    "data/[a^]*",
+    "data/[z-ab]*.zst",
+    "data/[d--a-b]*",
 ]
 
 
@@ -116,6 +122,34 @@ def test_globs_match_what_they_match_on_disk_in_its_order(server, bucket):
         there = glob.glob(str(bucket / pattern), recursive=True)  # noqa: PTH207 - the model of ours
         expected = sorted(path for path in map(Path, there) if path.is_file())
         assert found == [path.relative_to(bucket).as_posix() for path in expected] and found, pattern
+
+
+def test_a_range_without_members_matches_nothing(server):
+    pytest.importorskip("boto3", reason=NEEDS_S3)
+    with pytest.raises(DataError, match="matches no object"):
+        remote_files.expand(SourceConfig(spec="s3://bucket/data/[z-a]*"))
+
+
+def test_an_escaped_name_tells_format_and_compression(server, bucket):
+    packed = gzip.compress((bucket / "data" / "a.jsonl").read_bytes())
+    (bucket / "data" / "x.jsonl.gz").write_bytes(packed)
+    server.encoding = "gzip"
+    url = f"{server.url}/bucket/data/x%2Ejsonl%2Egz"
+    assert [d.text for d in read_documents(url)] == make_texts(30, seed=1)
+    (part,) = plan_parts(url, 1000)
+    assert [d.text for d in read_part(part)] == make_texts(30, seed=1)
+
+
+def test_a_server_without_versions_is_told_of_once(server, caplog):
+    server.etags = False
+    for name in ("a", "e", "a"):
+        assert describe_source(f"{server.url}/bucket/data/{name}.jsonl")[0][2] == ""
+    assert [r.getMessage() for r in caplog.records if "neither ETag nor Last-Modified" in r.message] == [
+        f"{server.url} tells neither ETag nor Last-Modified of its files: one that is replaced by another of the same "
+        "size counts as unchanged; rename files that change."
+    ]
+    pytest.importorskip("boto3", reason=NEEDS_S3)
+    assert len(list(read_documents("s3://bucket/data/*.jsonl"))) == 40
 
 
 def test_a_folder_is_all_below_it_with_a_known_format(server):
@@ -254,6 +288,17 @@ def test_a_file_that_was_replaced_after_the_plan_is_refused(server, bucket):
     assert describe_source(url) != before
     with pytest.raises(Interrupted, match="was replaced after the build had looked at it"):
         list(read_part(part))
+
+
+def test_a_budgeted_source_that_changed_after_the_plan_is_refused(server, bucket):
+    pytest.importorskip("boto3", reason=NEEDS_S3)
+    (part,) = plan_parts(SourceConfig(spec="s3://bucket/data/*.jsonl", max_documents=35), 1000)
+    part = Part.model_validate_json(part.model_dump_json())
+    assert len(list(read_part(part))) == 35
+    file = bucket / "data" / "e.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"Text", b"text"))  # of the same size
+    with pytest.raises(Interrupted, match="have changed since the build looked at it"):
+        read_part(part)
 
 
 @pytest.mark.parametrize(
