@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:  # the configuration checks itself with the tables below
     from model.config import ModelConfig
 
-Name = Literal["pha", "transformer", "mamba2"]
+Name = Literal["pha", "transformer", "mamba2", "taipan"]
 """The architectures that `model.architecture` may name."""
 
 
@@ -46,10 +46,21 @@ def _mamba2(config: ModelConfig) -> tuple[Layer, ...]:
     return (Layer(("ssd",)),) * config.n_layers
 
 
+def _taipan(config: ModelConfig) -> tuple[Layer, ...]:
+    """Mamba-2 blocks, and selective attention with a SwiGLU after every K of them (arXiv 2410.18572, Section 3)."""
+    block = Layer(("ssd", "ffn_main") if config.taipan.block_ffn else ("ssd",))
+    selective = Layer(("selective", "ffn_main"))
+    layers: list[Layer] = []
+    for index in range(1, config.n_layers + 1):
+        layers += [block] if index % config.taipan.every else [block, selective]
+    return tuple(layers)
+
+
 ARCHITECTURES: dict[Name, Callable[[ModelConfig], tuple[Layer, ...]]] = {
     "pha": _pha,
     "transformer": _transformer,
     "mamba2": _mamba2,
+    "taipan": _taipan,
 }
 
 

@@ -7,9 +7,18 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from model import architectures
-from model.mixer_config import AttentionConfig, GSSConfig, MehtaConfig, SSDConfig, require
+from model.mixer_config import AttentionConfig, GSSConfig, MehtaConfig, SSDConfig, TaipanConfig, require
 
-__all__ = ["BRANCHES", "AttentionConfig", "Branch", "GSSConfig", "MehtaConfig", "ModelConfig", "SSDConfig"]
+__all__ = [
+    "BRANCHES",
+    "AttentionConfig",
+    "Branch",
+    "GSSConfig",
+    "MehtaConfig",
+    "ModelConfig",
+    "SSDConfig",
+    "TaipanConfig",
+]
 
 Branch = Literal["gss", "attention", "ffn"]
 
@@ -22,10 +31,11 @@ class ModelConfig(BaseModel):
 
     Attributes:
         architecture: "pha", the Parallel Hybrid Architecture (arXiv 2606.16093, Section 3); "transformer", pre-norm
-            attention and SwiGLU; "mamba2" (arXiv 2405.21060). `model.architectures` says what layers each has.
+            attention and SwiGLU; "mamba2" (arXiv 2405.21060); "taipan" (arXiv 2410.18572). `model.architectures` says
+            what layers each has.
         vocab_size: tokens in the vocabulary; None lets the trainer take it from the dataset.
         d_model: width of the residual stream.
-        n_layers: number of blocks.
+        n_layers: number of blocks; in `taipan` of Mamba-2 blocks, and selective layers come on top.
         n_heads: query heads.
         n_kv_heads: key and value heads; each serves n_heads / n_kv_heads query heads (GQA, arXiv 2305.13245).
         ffn_main: expansion of the sequential SwiGLU, hidden size / d_model.
@@ -46,7 +56,7 @@ class ModelConfig(BaseModel):
         embedding_init_std: standard deviation of the embedding; None is the rule in `model.init`.
         embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model); None is the architecture's own: "sqrt"
             in `pha`, as its paper says, and "none" elsewhere.
-        attention, gss, ssd, mehta: the mixers.
+        attention, gss, ssd, mehta, taipan: the mixers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -75,6 +85,7 @@ class ModelConfig(BaseModel):
     gss: GSSConfig = GSSConfig()
     ssd: SSDConfig = SSDConfig()
     mehta: MehtaConfig = MehtaConfig()
+    taipan: TaipanConfig = TaipanConfig()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -94,7 +105,13 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
         parts = architectures.parts(self)
-        if "attention" in parts:
+        if self.architecture == "taipan":
+            require(
+                self.taipan.every <= self.n_layers,
+                f"taipan.every ({self.taipan.every}) may not exceed n_layers ({self.n_layers}), or no layer would have "
+                "selective attention.",
+            )
+        if not parts.isdisjoint({"attention", "selective"}):
             require(
                 self.d_model % self.n_heads == 0,
                 f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads}), so that the heads are "
@@ -106,7 +123,7 @@ class ModelConfig(BaseModel):
                 "key and value head serves the same number of query heads.",
             )
             require(
-                self.head_dim % 2 == 0 or self.attention.positions == "none",
+                self.head_dim % 2 == 0 or self.attention.positions == "none" or "attention" not in parts,
                 f"the head size d_model / n_heads is {self.head_dim}; rotary embeddings turn "
                 "pairs of channels, so it must be even.",
             )

@@ -50,10 +50,17 @@ def _mehta(config: ModelConfig) -> int:
     return d * narrow + d * wide + narrow * wide + wide * d + 2 * states + 2 * narrow * states + narrow
 
 
+def _selective(config: ModelConfig) -> int:
+    """The maps of attention, and the gate with its bias."""
+    d, kv_width = config.d_model, config.n_kv_heads * config.head_dim
+    return 2 * d * d + 2 * d * kv_width + 2 * d + 2
+
+
 PARAMETERS: dict[str, Callable[[ModelConfig], int]] = {
     "attention": _attention,
     "gss": _gss,
     "ssd": _ssd,
+    "selective": _selective,
     "ffn_aux": lambda config: 3 * config.d_model * config.ffn_aux_size,
     "ffn_main": lambda config: 3 * config.d_model * config.ffn_main_size,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from model.config import ModelConfig, SSDConfig
+from model.config import ModelConfig, SSDConfig, TaipanConfig
 from model.errors import ModelError
 
 GPT2_VOCAB_SIZE = 50257
@@ -75,6 +75,57 @@ PRESETS: dict[str, ModelConfig] = {
     "mamba2-nano": ModelConfig(
         architecture="mamba2", d_model=32, n_layers=2, ssd=SSDConfig(head_dim=16, state=16, chunk=4)
     ),
+    "taipan-190m": ModelConfig(
+        architecture="taipan",
+        vocab_size=GPT2_VOCAB_SIZE,
+        d_model=768,
+        n_layers=18,
+        n_heads=12,
+        n_kv_heads=4,
+        ffn_main=2.125,
+        dropout=0.1,
+    ),
+    "taipan-450m": ModelConfig(
+        architecture="taipan",
+        vocab_size=GPT2_VOCAB_SIZE,
+        d_model=1024,
+        n_layers=24,
+        n_heads=16,
+        n_kv_heads=4,
+        ffn_main=8 / 3,
+        dropout=0.1,
+    ),
+    "taipan-1.3b": ModelConfig(
+        architecture="taipan",
+        vocab_size=GPT2_VOCAB_SIZE,
+        d_model=1792,
+        n_layers=24,
+        n_heads=28,
+        n_kv_heads=7,
+        ffn_main=8 / 3,
+        dropout=0.1,
+    ),
+    "taipan-tiny": ModelConfig(
+        architecture="taipan",
+        d_model=128,
+        n_layers=6,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_main=1.5,
+        ffn_multiple_of=8,
+        ssd=SSDConfig(head_dim=32, state=32, chunk=32),
+        taipan=TaipanConfig(every=3),
+    ),
+    "taipan-nano": ModelConfig(
+        architecture="taipan",
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_multiple_of=8,
+        ssd=SSDConfig(head_dim=16, state=16, chunk=4),
+        taipan=TaipanConfig(every=1, window=16),
+    ),
 }
 """By architecture. `-nano` is for unit tests; `-tiny` has 1.9 million parameters at a vocabulary of 4,096, for
 demonstrations on a laptop.
@@ -83,6 +134,9 @@ demonstrations on a laptop.
 - `transformer`: beside pha-125m (121.8M, 12 layers of 608) stand `-125m`, equal in layers and parameters; `-125m-deep`,
   equal in width and parameters, with twice the layers; and `-77m`, equal in layers and width.
 - `mamba2`: the shape of the paper's 130M model (arXiv 2405.21060, Appendix D), whose vocabulary is another.
+- `taipan`: the paper gives totals alone (arXiv 2410.18572, Section 4.1), with a vocabulary of 128,256. The shapes are
+  chosen here, with GPT-2's: `-190m` 18 blocks and 3 selective layers of 768 (190.0M); `-450m` 24 and 4 of 1,024
+  (454.4M); `-1.3b` 24 and 4 of 1,792 (1,316M). Heads have 64 channels, 3 or 4 of them to a key head.
 """
 
 

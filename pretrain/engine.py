@@ -103,6 +103,22 @@ class Engine:
         """
         self._engine.backward(loss_sum * (self.ranks.world.size / max(global_tokens, 1.0)))
 
+    def begin_step(self, step: int) -> None:
+        """Tells the model which step (from 0) it is trained in; what its auxiliary losses weigh follows from it."""
+        if self.module.budget is not None:
+            self.module.budget.step = step
+            self.module.budget.reading()  # what was evaluated since is none of this step's
+
+    def selected_shares(self) -> list[float]:
+        """Share of all ranks' predicted tokens that attended in each selective layer since the last call.
+
+        That is in this step, or in what was evaluated after it; empty where the architecture selects nothing.
+        """
+        if self.module.budget is None:
+            return []
+        *attended, tokens = self.ranks.sum(*self.module.budget.reading())
+        return [count / max(tokens, 1.0) for count in attended]
+
     def step(self, learning_rate: float) -> float:
         """One optimizer step at this rate; returns the gradient's norm before clipping."""
         for group in self._engine.optimizer.param_groups:

@@ -57,7 +57,7 @@ def test_totals_are_those_of_table_1(name: str, millions: float, tolerance: floa
     assert count_parameters(preset(name))["total"] / 1e6 == pytest.approx(millions, rel=tolerance)
 
 
-@pytest.mark.parametrize("name", ["pha-tiny", "transformer-tiny", "mamba2-tiny"])
+@pytest.mark.parametrize("name", ["pha-tiny", "transformer-tiny", "mamba2-tiny", "taipan-tiny"])
 def test_the_tiny_presets_have_two_million_parameters(name: str) -> None:
     config = preset(name).model_copy(update={"vocab_size": 4096})
     assert count_parameters(config)["total"] == pytest.approx(1.9e6, rel=0.04)
