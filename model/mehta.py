@@ -85,5 +85,6 @@ class MehtaGSS(Mixer):
     def _discrete(self) -> tuple[Tensor, Tensor]:
         """log a [1, N] and weight [H, N], complex, for a step of 1."""
         lam = complex_lambda(self.log_rate, self.frequency)[None]
-        output = torch.view_as_complex(self.C.to(lam.real.dtype))
+        # Not view_as_complex: sharding engines lay parameters into one buffer, where C may begin at an odd place.
+        output = torch.complex(*self.C.to(lam.real.dtype).unbind(-1))
         return zero_order_hold(lam, lam.real.new_ones(1), None, output, pairs=False)
