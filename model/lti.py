@@ -10,6 +10,10 @@ y = K * u with K_l = Re(sum of weight * a^l). There are two forms:
   state, and gives the last state. Autograd saves about 1 + 6 N / C numbers a token and channel,
   and tables of 2 N (C + 1) + C^2 numbers a channel (of 2 N (C + 1) in all, and C^2, where channels share Lambda).
 - `lti_fft`: one FFT of at least 2 T - 1 points (O(log T) a token), for whole rows of one document.
+
+On a CPU core with H = 256 and N = 64 states a channel the two are level: forward and backward 87 and 70 ms at
+T = 512, 118 and 117 ms at 2,048, 290 and 401 ms at 8,192 (116, 172 and 429 ms with a document start every 300
+tokens). With N = 512 states and a shared Lambda the FFT is twice as fast (437 and 205 ms at 2,048).
 """
 
 from __future__ import annotations

@@ -128,6 +128,20 @@ def test_parts_and_single_tokens_equal_the_whole() -> None:
         torch.testing.assert_close(torch.cat(parts, dim=1), whole)
 
 
+def test_half_precision_gradients_under_autocast() -> None:
+    leaves = [t.bfloat16().requires_grad_() for t in _inputs(12, 0, 2, 7)[:3]]
+    mask = torch.rand(2, 12, generator=torch.Generator().manual_seed(2)) < 0.5
+    with torch.autocast("cpu", torch.bfloat16):
+        output = selected_attention(leaves[0], leaves[1], leaves[2], mask, 5, tile=4)
+    gradients = torch.autograd.grad(output.float().square().sum(), leaves)
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    dense = selected_attention_reference(wide[0], wide[1], wide[2], mask, 5)
+    expected = torch.autograd.grad(dense.square().sum(), wide)
+    assert output.dtype == torch.bfloat16
+    for measured, exact in zip((output, *gradients), (dense, *expected), strict=True):
+        torch.testing.assert_close(measured.double(), exact, rtol=0.05, atol=0.05)
+
+
 def test_selection_is_hard_forward_and_soft_backward() -> None:
     logits = torch.tensor([[[0.0, 1.0], [2.0, 0.5], [1.0, 1.0]]], requires_grad=True)
     chosen = select(logits, tau=0.5)
