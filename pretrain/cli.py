@@ -141,9 +141,28 @@ def evaluate(
     step: Annotated[int | None, typer.Option(help="A checkpoint's step; the newest if not given.")] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="Only the first so many sequences.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also what a unigram model and xz reach.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read long text, and show the perplexity by position.")
+    ] = False,
+    text: Annotated[Path | None, typer.Option(help="--stream: a text file, as one document.")] = None,
+    longest: Annotated[int | None, typer.Option(min=1, help="--stream: the split's so many longest documents.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=2, help="--stream: at most so many of each text.")] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="--stream: tokens of one call of the model.")] = 1024,
+    window: Annotated[int | None, typer.Option(min=1, help="--stream: let the attention see so many tokens.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint: perplexity per token and per word, bits per byte."""
+    """Evaluate a checkpoint: perplexity per token and per word, bits per byte.
+
+    With --stream text of any length is read in chunks, state carried from one to the next: all documents of the split
+    as one stream (nothing ends at their borders), its --longest documents one by one, or a --text.
+    """
+    if stream:
+        from pretrain.cli_stream import show_stream
+
+        show_stream(run, split, step, text, longest, tokens, chunk, window, as_json)
+        return
+    if any(option is not None for option in (text, longest, tokens, window)):
+        raise RunError("The options --text, --longest, --tokens and --window are of long text; add --stream.")
     from pretrain.baselines import measure as measure_baselines
     from pretrain.inference import load
 
