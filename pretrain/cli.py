@@ -224,6 +224,41 @@ def status(run: RunArgument, as_json: Json = False) -> None:
 
 
 @app.command()
+def probe(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Architectures or presets, such as mamba2 or pha:attention.window=16, and model.x=y for all."
+        ),
+    ],
+    task: Annotated[list[str] | None, typer.Option(help="A probe; all of them if none is given.")] = None,
+    width: Annotated[int, typer.Option(min=1, help="Width of every model.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of every model.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps, at most.")] = 400,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 64,
+    rate: Annotated[list[float] | None, typer.Option(help="Learning rates to choose from.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Seeds to average over.")] = None,
+    test_rows: Annotated[int, typer.Option(min=1, help="Rows of a test.")] = 256,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a PNG of the accuracies.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train and score small models on recall, copying, induction and state tracking."""
+    from pretrain.cli_probe import run_probes
+    from pretrain.probes.train import Settings
+
+    defaults = Settings()
+    settings = Settings(
+        steps=steps,
+        batch=batch,
+        rates=tuple(rate or defaults.rates),
+        seeds=tuple(seed or defaults.seeds),
+        test_rows=test_rows,
+    )
+    run_probes(models, task or (), width, layers, settings, threads, plot, as_json)
+
+
+@app.command()
 def demo(
     text: Annotated[
         list[str] | None, typer.Option("--text", help="Your own files instead of the installed docs.")
