@@ -47,16 +47,23 @@ class ModelConfig(BaseModel):
         dropout: probability on each branch output and on the main FFN's output (0.1 in the paper).
         cosine_scale_init: initial temperature of the scaled-cosine attention, one learned logarithm a head.
         cosine_scale_max: its upper clamp (Swin Transformer V2, arXiv 2111.09883, Section 3.3).
-        branches: `pha`: which branches there are, in the order of `BRANCHES`; the paper's Table 7 takes some away.
+        branches: `pha`: which branches there are, whatever the order here; the paper's Table 7 takes some away. The
+            main FFN stays in "parallel"; in "sequential", "ffn" is the one FFN.
         composition: `pha`: "parallel" is Figure 1; "sequential" (Table 6) runs attention, GSS and one FFN of the
             main size one after another, each with a norm and a residual. At 768 x 12 that counts 181M parameters
             where the table has 185.8M; with both FFNs it would be 208M.
         mixing: `pha`, parallel: how the branches are weighed, see `model.mixing.Mixing`.
         main_residual: `pha`, parallel: the path around the main FFN, see `model.block.ParallelBlock`.
         embedding_init_std: standard deviation of the embedding; None is the rule in `model.init`.
+<<<<<<< HEAD
         embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model); None is the architecture's own: "sqrt"
             in `pha`, as its paper says, and "none" elsewhere.
         attention, gss, ssd, mehta, taipan: the mixers.
+=======
+        embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model), as the paper of `pha` says; "none" is 1, as
+            in GPT-2 and Mamba-2, whose rule in `model.init` is another. "sqrt" learns faster at small widths.
+        attention, gss, ssd, mehta: the mixers.
+>>>>>>> part-arch
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -80,7 +87,7 @@ class ModelConfig(BaseModel):
     mixing: Literal["softplus", "softmax", "mean", "per_channel", "token_gate"] = "softplus"
     main_residual: Literal["normed", "raw", "none"] = "normed"
     embedding_init_std: float | None = None
-    embedding_scale: Literal["sqrt", "none"] | None = None
+    embedding_scale: Literal["sqrt", "none"] = "sqrt"
     attention: AttentionConfig = AttentionConfig()
     gss: GSSConfig = GSSConfig()
     ssd: SSDConfig = SSDConfig()
@@ -169,11 +176,6 @@ class ModelConfig(BaseModel):
     def cosine(self) -> bool:
         """Whether attention scores are scaled cosines."""
         return (self.attention.scores or ("cosine" if self.architecture == "pha" else "plain")) == "cosine"
-
-    @property
-    def scales_embedding(self) -> bool:
-        """Whether embedded tokens are multiplied by sqrt(d_model)."""
-        return (self.embedding_scale or ("sqrt" if self.architecture == "pha" else "none")) == "sqrt"
 
     @property
     def mixed_branches(self) -> tuple[Branch, ...]:

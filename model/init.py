@@ -52,11 +52,14 @@ def embedding_std(config: ModelConfig) -> float:
     d^(-1/2) with logits scaled down by sqrt(d), learns far more slowly, because the logits then grow by small steps
     only; after a few hundred steps 1/d is level with the unscaled d^(-1/2).
 
-    Elsewhere it is the usual 0.02 (GPT-2, Mamba-2), which adds about 0.0002 d nats to ln V.
+    The other architectures take the same rule with the same factor sqrt(d): the stream then begins at d^(-1/2), near
+    what a first layer adds at any width. Without the factor it is the usual 0.02 (GPT-2, Mamba-2), which adds about
+    0.0002 d nats to ln V, and which narrow models learn from slowly, because their first layers drown so small a
+    token: after 250 steps at d = 32 a Transformer stood at 4.79 nats instead of 4.12, Mamba-2 at 4.01 instead of 3.95.
     """
     if config.embedding_init_std is not None:
         return config.embedding_init_std
-    return 1.0 / config.d_model if config.architecture == "pha" else 0.02
+    return 1.0 / config.d_model if config.embedding_scale == "sqrt" else 0.02
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ class LanguageModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        scale = math.sqrt(config.d_model) if config.scales_embedding else 1.0
+        scale = math.sqrt(config.d_model) if config.embedding_scale == "sqrt" else 1.0
         self.embedding = TiedEmbedding(require_vocab_size(config), config.d_model, scale)
         self.blocks = nn.ModuleList(build_block(config, layer) for layer in architectures.layers(config))
         self.norm = RMSNorm(config.d_model, config.norm_eps)

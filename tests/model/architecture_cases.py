@@ -32,5 +32,6 @@ CASES: dict[str, dict[str, Any]] = {
     "mamba2": {"architecture": "mamba2"},
     "taipan": {"architecture": "taipan", "taipan": {**OPEN, "every": 1}},
     "taipan-no-block-ffn": {"architecture": "taipan", "taipan": {**OPEN, "every": 2, "block_ffn": False}},
+    "mamba2-unscaled": {"architecture": "mamba2", "embedding_scale": "none"},
     "mamba2-groups": {"architecture": "mamba2", "ssd": {"groups": 2, "conv": 3, "expand": 4.0}},
 }

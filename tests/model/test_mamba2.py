@@ -69,7 +69,7 @@ def test_steps_and_rates_start_in_their_ranges() -> None:
 def _twins(**ssd: Any) -> tuple[LanguageModel, Any]:
     """Our model and that of transformers, with the same weights."""
     transformers = pytest.importorskip("transformers")
-    tree = {**preset("mamba2-nano").model_dump(), "vocab_size": 61, "n_layers": 3}
+    tree = {**preset("mamba2-nano").model_dump(), "vocab_size": 61, "n_layers": 3, "embedding_scale": "none"}
     config = ModelConfig(**{**tree, "ssd": {**tree["ssd"], **ssd}})
     torch.manual_seed(0)
     model = LanguageModel(config).eval()

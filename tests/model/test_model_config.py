@@ -70,7 +70,7 @@ def test_one_field_turns_a_preset_into_another_architecture(name: str) -> None:
     for architecture in architectures.ARCHITECTURES:
         config = ModelConfig(**{**preset(name).model_dump(), "architecture": architecture})
         assert len(architectures.layers(config)) == config.n_layers
-        assert config.cosine == config.scales_embedding == (architecture == "pha")
+        assert config.cosine == (architecture == "pha")
 
 
 def test_unknown_keys_and_changes_are_refused() -> None:

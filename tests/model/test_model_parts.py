@@ -50,7 +50,7 @@ def test_the_embedding_is_tied_and_scaled_on_the_way_in(build: Build) -> None:
     torch.testing.assert_close(embedding(tokens), embedding.weight[tokens] * 32**0.5)
     hidden = torch.randn(1, 3, 32)
     torch.testing.assert_close(embedding(hidden, "logits"), hidden @ embedding.weight.t())
-    plain = build(architecture="transformer").embedding
+    plain = build(embedding_scale="none").embedding
     assert torch.equal(plain(tokens), plain.weight[tokens])
 
 
