@@ -42,15 +42,9 @@ class Budget:
         self.settings, self.layers, self.step = settings, layers, 0
         self._attended: Tensor | None = None
 
-    @property
-    def weight(self) -> float:
-        """The loss's factor in this step: it rises over `taipan.budget_warmup` steps from nearly nothing."""
-        warmup = self.settings.budget_warmup
-        return self.settings.budget_weight * (min(1.0, (self.step + 1) / warmup) if warmup else 1.0)
-
     def loss(self, chosen: list[Tensor], labels: Tensor) -> Tensor:
-        """The weighted `budget_loss_sum`."""
-        return self.weight * budget_loss_sum(chosen, labels, self.settings.budget)
+        """`budget_loss_sum` times its weight in this step."""
+        return self.settings.budget_weight_at(self.step) * budget_loss_sum(chosen, labels, self.settings.budget)
 
     @torch.no_grad()
     def count(self, chosen: list[Tensor], labels: Tensor) -> None:

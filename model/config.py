@@ -55,15 +55,9 @@ class ModelConfig(BaseModel):
         mixing: `pha`, parallel: how the branches are weighed, see `model.mixing.Mixing`.
         main_residual: `pha`, parallel: the path around the main FFN, see `model.block.ParallelBlock`.
         embedding_init_std: standard deviation of the embedding; None is the rule in `model.init`.
-<<<<<<< HEAD
-        embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model); None is the architecture's own: "sqrt"
-            in `pha`, as its paper says, and "none" elsewhere.
-        attention, gss, ssd, mehta, taipan: the mixers.
-=======
         embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model), as the paper of `pha` says; "none" is 1, as
             in GPT-2 and Mamba-2, whose rule in `model.init` is another. "sqrt" learns faster at small widths.
-        attention, gss, ssd, mehta: the mixers.
->>>>>>> part-arch
+        attention, gss, ssd, mehta, taipan: the mixers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

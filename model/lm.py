@@ -21,6 +21,7 @@ from model.init import initialise
 from model.norm import RMSNorm
 from model.params import require_vocab_size
 from model.rows import describe_rows
+from model.taipan import SelectiveAttention
 
 
 class LanguageModel(nn.Module):
@@ -110,6 +111,19 @@ class LanguageModel(nn.Module):
             raise ModelError(f"Recomputation every {every} blocks makes no sense; give 0 (never) or more.")
         self._checkpoint = checkpoint
         self._recompute_every = every
+
+    def begin_step(self, step: int) -> None:
+        """Take note that the training step `step`, counted from 0, begins.
+
+        What an architecture owes beside the prediction, and how much it leaves to chance, are functions of the step.
+        """
+        if self.budget is None:
+            return
+        self.budget.step = step
+        self.budget.reading()  # what was read since the last step is none of this one's
+        for module in self.modules():
+            if isinstance(module, SelectiveAttention):
+                module.noise = self.config.taipan.noise_at(step)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The parameters with and without weight decay; `model.groups` has the rule."""

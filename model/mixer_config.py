@@ -152,6 +152,9 @@ class TaipanConfig(MixerConfig):
         budget_warmup: steps over which that factor rises to its value.
         tau: temperature of the soft choice that the gate's gradient sees.
         noise: Gumbel noise in training; False trains with the likelier choice, as evaluation does.
+        noise_steps: steps over which the noise shrinks to nothing, so that training ends with the choice that
+            evaluation makes; None keeps it whole to the end, as the paper seems to. The noise holds the budget by
+            chance where the gate does not tell tokens apart, and without it none of them attends then.
     """
 
     every: int = 6
@@ -162,6 +165,7 @@ class TaipanConfig(MixerConfig):
     budget_warmup: int = 100
     tau: float = 1.0
     noise: bool = True
+    noise_steps: int | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -176,7 +180,21 @@ class TaipanConfig(MixerConfig):
             f"taipan.budget is {self.budget}; it is a share of the tokens and must lie between 0 and 1, such as 0.15.",
         )
         require(self.tau > 0, f"taipan.tau is {self.tau}; it must be above 0.")
+        require(
+            self.noise_steps is None or self.noise_steps >= 1,
+            f"taipan.noise_steps is {self.noise_steps}; it must be at least 1, or null to keep the noise.",
+        )
         return self
+
+    def budget_weight_at(self, step: int) -> float:
+        """Factor on the budget loss in a step, counted from 0."""
+        return self.budget_weight * (min(1.0, (step + 1) / self.budget_warmup) if self.budget_warmup else 1.0)
+
+    def noise_at(self, step: int) -> float:
+        """Factor on the Gumbel noise in a step, counted from 0."""
+        if not self.noise:
+            return 0.0
+        return 1.0 if self.noise_steps is None else max(0.0, 1.0 - step / self.noise_steps)
 
 
 class MehtaConfig(MixerConfig):

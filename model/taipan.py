@@ -30,15 +30,19 @@ class SelectiveAttention(Mixer):
 
     The paper leaves open, and here is chosen: the gate is one linear map; the norm comes before gate and projections,
     while the mix is of the stream as it is; noise is for training alone, so that evaluation and generation take the
-    likelier choice; a token that passed by gives the gate no gradient but the budget's, since what attention would
-    have found was not computed. Heads, `taipan.tau` and the weight of the budget loss are settings.
+    likelier choice (`taipan.noise_steps` leads there); a token that passed by gives the gate no gradient but the
+    budget's, since what attention would have found was not computed. Heads, `taipan.tau` and the weight of the budget
+    loss are settings.
+
+    Attributes:
+        noise: factor on the noise, which the trained model sets step by step.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         settings = config.taipan
         self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        self.window, self.tau, self.noise = settings.window, settings.tau, settings.noise
+        self.window, self.tau, self.noise = settings.window, settings.tau, settings.noise_at(0)
         self.qkv = nn.Linear(config.d_model, (self.heads + 2 * self.kv_heads) * self.head_dim, bias=False)
         self.out = nn.Linear(config.d_model, config.d_model, bias=False)
         self.gate_weight = nn.Parameter(torch.empty(2, config.d_model))
@@ -105,5 +109,5 @@ class SelectiveAttention(Mixer):
         with torch.autocast(x.device.type, enabled=False):
             logits = F.linear(x.to(wide), self.gate_weight.to(wide), self.gate_bias.to(wide))
         # Global draws, as dropout's: the trainer seeds them by step and rank, and recomputation restores them.
-        noise = gumbel_noise(logits.shape, x.device) if self.training and self.noise else None
+        noise = self.noise * gumbel_noise(logits.shape, x.device) if self.training and self.noise else None
         return select(logits, self.tau, noise)

@@ -104,10 +104,8 @@ class Engine:
         self._engine.backward(loss_sum * (self.ranks.world.size / max(global_tokens, 1.0)))
 
     def begin_step(self, step: int) -> None:
-        """Tells the model which step (from 0) it is trained in; what its auxiliary losses weigh follows from it."""
-        if self.module.budget is not None:
-            self.module.budget.step = step
-            self.module.budget.reading()  # what was evaluated since is none of this step's
+        """Tells the model which step (from 0) it is trained in: auxiliary losses and noise are functions of it."""
+        self.module.begin_step(step)
 
     def selected_shares(self) -> list[float]:
         """Share of all ranks' predicted tokens that attended in each selective layer since the last call.

@@ -126,8 +126,7 @@ def fit(config: ModelConfig, task: Task, settings: Settings) -> tuple[LanguageMo
             return model.eval(), step
         for group in optimizer.param_groups:
             group["lr"] = rate * _schedule(step, settings)
-        if model.budget is not None:
-            model.budget.step = step
+        model.begin_step(step)
         tokens, labels = _tensors(task.draw(generator, settings.batch, task.lengths[step % len(task.lengths)]))
         loss = model(tokens, labels=labels) / (labels != IGNORE).sum()
         optimizer.zero_grad()

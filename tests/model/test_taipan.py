@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from model.block import SelectiveBlock
-from model.budget import Budget, budget_loss_sum
+from model.budget import budget_loss_sum
 from model.config import ModelConfig, TaipanConfig
 from model.lm import LanguageModel
 from model.params import count_parameters
@@ -122,7 +122,7 @@ def test_it_enters_the_gradient_and_never_the_value(build: Build) -> None:
     of_prediction = torch.autograd.grad(plain, gates)
     slopes = []
     for step in (0, 3, 100):
-        model.budget.step = step
+        model.begin_step(step)
         loss = model(tokens, labels=labels)
         torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0.0)
         slopes.append(torch.autograd.grad(loss, gates)[0] - of_prediction[0])
@@ -183,12 +183,21 @@ def test_at_the_start_the_budgets_share_attends(build: Build) -> None:
 
 
 def test_the_budgets_weight_rises_to_its_value() -> None:
-    budget = Budget(TaipanConfig(budget_weight=8.0, budget_warmup=4), 1)
-    weights = []
-    for budget.step in range(6):
-        weights.append(budget.weight)
-    assert weights == [2, 4, 6, 8, 8, 8]
-    assert Budget(TaipanConfig(budget_warmup=0), 1).weight == TaipanConfig().budget_weight
+    settings = TaipanConfig(budget_weight=8.0, budget_warmup=4)
+    assert [settings.budget_weight_at(step) for step in range(6)] == [2, 4, 6, 8, 8, 8]
+    assert TaipanConfig(budget_warmup=0).budget_weight_at(0) == TaipanConfig().budget_weight
+
+
+def test_noise_that_shrinks_leaves_the_likelier_choice(build: Build) -> None:
+    assert [TaipanConfig(noise_steps=4).noise_at(step) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
+    assert TaipanConfig().noise_at(10**6) == 1 and TaipanConfig(noise=False).noise_at(0) == 0
+    model = build(architecture="taipan", taipan={**OPEN, "noise": True, "noise_steps": 3})
+    tokens, _ = _batch()
+    with torch.no_grad():
+        assert not torch.equal(model(tokens), model(tokens))
+        model.begin_step(3)
+        noiseless = model(tokens)
+        assert torch.equal(noiseless, model.eval()(tokens))
 
 
 @pytest.mark.parametrize(
@@ -198,6 +207,7 @@ def test_the_budgets_weight_rises_to_its_value() -> None:
         ({"taipan": {"every": 3}}, "may not exceed n_layers"),
         ({"taipan": {"window": 0}}, "taipan.window is 0"),
         ({"taipan": {"tau": 0.0}}, "taipan.tau is 0"),
+        ({"taipan": {"noise_steps": 0}}, "noise_steps is 0"),
         ({"n_heads": 5}, "multiple of n_heads"),
     ],
 )
