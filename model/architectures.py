@@ -47,13 +47,13 @@ def _mamba2(config: ModelConfig) -> tuple[Layer, ...]:
 
 
 def _taipan(config: ModelConfig) -> tuple[Layer, ...]:
-    """Mamba-2 blocks, and selective attention with a SwiGLU after every K of them (arXiv 2410.18572, Section 3)."""
+    """Mamba-2 blocks, and selective attention with a SwiGLU after every K of them (arXiv 2410.18572, Section 3).
+
+    In a model with less than K + 1 layers the last one is selective.
+    """
     block = Layer(("ssd", "ffn_main") if config.taipan.block_ffn else ("ssd",))
-    selective = Layer(("selective", "ffn_main"))
-    layers: list[Layer] = []
-    for index in range(1, config.n_layers + 1):
-        layers += [block] if index % config.taipan.every else [block, selective]
-    return tuple(layers)
+    period = min(config.taipan.every + 1, config.n_layers)
+    return tuple(Layer(("selective", "ffn_main")) if n % period == 0 else block for n in range(1, config.n_layers + 1))
 
 
 ARCHITECTURES: dict[Name, Callable[[ModelConfig], tuple[Layer, ...]]] = {

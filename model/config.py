@@ -35,7 +35,7 @@ class ModelConfig(BaseModel):
             what layers each has.
         vocab_size: tokens in the vocabulary; None lets the trainer take it from the dataset.
         d_model: width of the residual stream.
-        n_layers: number of blocks; in `taipan` of Mamba-2 blocks, and selective layers come on top.
+        n_layers: number of blocks.
         n_heads: query heads.
         n_kv_heads: key and value heads; each serves n_heads / n_kv_heads query heads (GQA, arXiv 2305.13245).
         ffn_main: expansion of the sequential SwiGLU, hidden size / d_model.
@@ -106,12 +106,6 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
         parts = architectures.parts(self)
-        if self.architecture == "taipan":
-            require(
-                self.taipan.every <= self.n_layers,
-                f"taipan.every ({self.taipan.every}) may not exceed n_layers ({self.n_layers}), or no layer would have "
-                "selective attention.",
-            )
         if not parts.isdisjoint({"attention", "selective"}):
             require(
                 self.d_model % self.n_heads == 0,

@@ -142,7 +142,7 @@ class TaipanConfig(MixerConfig):
     not in it. The heads are those of the model, and the Mamba-2 mixers those of `SSDConfig`.
 
     Attributes:
-        every: a selective layer after so many Mamba-2 blocks, K; an incomplete last group has none.
+        every: a selective layer follows so many Mamba-2 blocks, K; `n_layers` counts both.
         block_ffn: Mamba-2 blocks too are followed by a SwiGLU ("ffn_main"), as the paper describes its baselines;
             False leaves it to the selective layers.
         window: a selected token sees itself and the `window` - 1 before it, selected or not.

@@ -27,7 +27,7 @@ def resolve(spec: str, overrides: Sequence[str], width: int, layers: int, vocab:
     """The model of `NAME` or `NAME:key=value,key=value`, where NAME is an architecture or a preset.
 
     Overrides of all models come after the preset and before those of the spec; keys are those of `model`, with or
-    without that prefix. Taipan has one selective layer, after the last block, unless it is told otherwise.
+    without that prefix.
 
     Raises:
         RunError: an unknown name or key, or a value that breaks a rule.
@@ -43,8 +43,6 @@ def resolve(spec: str, overrides: Sequence[str], width: int, layers: int, vocab:
             f"There is no architecture or preset called '{name}'; the architectures are {', '.join(ARCHITECTURES)}, "
             f"and the presets {', '.join(PRESETS)}."
         )
-    if tree["architecture"] == "taipan":
-        tree = merge(tree, {"taipan": {"every": layers}})
     for override in (*overrides, *(part for part in own.split(",") if part)):
         apply_override(tree, override.removeprefix("model."))
     return validated(ModelConfig, tree, spec)

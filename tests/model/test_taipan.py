@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from model import architectures
 from model.block import SelectiveBlock
 from model.budget import budget_loss_sum
 from model.config import ModelConfig, TaipanConfig
@@ -176,10 +177,10 @@ def test_at_the_start_the_budgets_share_attends(build: Build) -> None:
     tokens = torch.randint(0, 61, (16, 256))
     model(tokens, labels=tokens)
     *attended, seen = model.budget.reading()
-    assert seen == 16 * 256 and len(attended) == 2
+    assert seen == 16 * 256 and len(attended) == 1
     for count in attended:
         assert count / seen == pytest.approx(0.15, abs=0.02)
-    assert model.budget.reading() == [0.0, 0.0, 0.0]
+    assert model.budget.reading() == [0.0, 0.0]
 
 
 def test_the_budgets_weight_rises_to_its_value() -> None:
@@ -204,7 +205,7 @@ def test_noise_that_shrinks_leaves_the_likelier_choice(build: Build) -> None:
     ("changes", "words"),
     [
         ({"taipan": {"budget": 1.0}}, "share of the tokens"),
-        ({"taipan": {"every": 3}}, "may not exceed n_layers"),
+        ({"taipan": {"every": 0}}, "taipan.every is 0"),
         ({"taipan": {"window": 0}}, "taipan.window is 0"),
         ({"taipan": {"tau": 0.0}}, "taipan.tau is 0"),
         ({"taipan": {"noise_steps": 0}}, "noise_steps is 0"),
@@ -214,6 +215,19 @@ def test_noise_that_shrinks_leaves_the_likelier_choice(build: Build) -> None:
 def test_a_wrong_setting_is_one_sentence(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         ModelConfig(**{**preset("taipan-nano").model_dump(), **changes})
+
+
+def test_selective_layers_follow_every_k_blocks() -> None:
+    def selective(every: int, layers: int) -> list[int]:
+        tree = {**preset("taipan-nano").model_dump(), "n_layers": layers, "taipan": {"every": every}}
+        parts = [layer.parts for layer in architectures.layers(ModelConfig(**tree))]
+        assert set(parts) <= {("ssd", "ffn_main"), ("selective", "ffn_main")}
+        return [index for index, part in enumerate(parts) if "selective" in part]
+
+    assert selective(6, 21) == [6, 13, 20]
+    assert selective(1, 4) == [1, 3]
+    assert selective(2, 4) == [2]
+    assert selective(6, 4) == [3], "a shallow model has one too"
 
 
 @pytest.mark.parametrize(("name", "millions"), [("taipan-190m", 190), ("taipan-450m", 454.4), ("taipan-1.3b", 1316)])
