@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from pretrain.cli_output import print_json, print_table
 from pretrain.errors import RunError
 from pretrain.inference import load
 from pretrain.long_text import LongText
-from pretrain.stream_eval import perplexity, read
+from pretrain.stream_eval import Reading, perplexity, read
 
 
 def show_stream(
@@ -41,7 +42,7 @@ def show_stream(
     else:
         texts = [long_text.of_split(trained.corpus, split)]
         source = f"all documents of {split} as one stream, without a fresh state between them"
-    result = read(trained.model, texts, source, chunk, tokens)
+    result = read(trained.model, texts, source, chunk, tokens, _tell)
     if as_json:
         print_json({**result.as_dict(), "step": trained.checkpoint.step, "window": window})
         return
@@ -68,3 +69,9 @@ def show_stream(
         ("tokens before", "predicted", "loss [nats]", "perplexity", "peak memory [MB]"),
         [*rows, total],
     )
+
+
+def _tell(reading: Reading) -> None:
+    """A sign of life."""
+    words = f"{reading.tokens:,} tokens, perplexity {perplexity(reading.loss):,.2f}, {reading.peak_bytes / 1e6:,.0f} MB"
+    print(words, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -127,7 +127,14 @@ def peak_memory() -> int:
 
 
 @torch.no_grad()
-def read(model: LanguageModel, texts: Iterable[LongText], source: str, chunk: int, limit: int | None = None) -> Reading:
+def read(
+    model: LanguageModel,
+    texts: Iterable[LongText],
+    source: str,
+    chunk: int,
+    limit: int | None = None,
+    tell: Callable[[Reading], None] = lambda reading: None,
+) -> Reading:
     """Read each text from its first token on, with what the cache remembers of it and nothing else.
 
     Args:
@@ -136,6 +143,7 @@ def read(model: LanguageModel, texts: Iterable[LongText], source: str, chunk: in
         source: what they are, in words.
         chunk: tokens of a call, at least 1.
         limit: tokens of a text, at most; None is all of it.
+        tell: called when a text reaches a new octave.
 
     Raises:
         RunError: the model attends to all of its past, and that would not fit; or there is nothing to predict.
@@ -146,7 +154,10 @@ def read(model: LanguageModel, texts: Iterable[LongText], source: str, chunk: in
         cache = _cache(model, text, limit)
         result.documents += 1
         for window in windows(text, chunk, limit):
+            octaves = len(result.bins)
             result.add(window.start + 1, _cross_entropies(model, cache, window, device))
+            if len(result.bins) > octaves:
+                tell(result)
     if not result.tokens:
         raise RunError(f"There is nothing to predict in {source}; give a text of at least two tokens.")
     result.seconds = time.perf_counter() - started
