@@ -195,7 +195,7 @@ def modular(modulus: int) -> Callable[[np.random.Generator, int, int], Rows]:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("mqar", "the values of 16 keys", 128, (64,), (64, 128), 1 / 64, mqar(128, 16)),
+        Task("mqar", "the values of 8 keys", 64, (32,), (32, 64), 1 / 32, mqar(64, 8)),
         Task("selective_copy", "8 tokens from among noise", 16, (64,), (64, 128), 1 / 14, selective_copy(16, 8)),
         Task("induction", "what followed the mark", 16, (64,), (64, 256), 1 / 15, induction(16)),
         Task("phonebook", "the 3 digits of one of 15 names", 64, (63,), (63,), 1 / 10, phonebook(53, 3, None)),

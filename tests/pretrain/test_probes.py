@@ -57,19 +57,19 @@ def test_a_test_beyond_the_training_asks_only_there():
 
 
 def test_mqar_asks_each_key_once_for_its_value():
-    tokens, labels = rows("mqar", length=128)
+    tokens, labels = rows("mqar", length=64)
     early = 0
     for row, wanted in zip(tokens, labels, strict=True):
-        book = dict(zip(row[:32:2].tolist(), row[1:32:2].tolist(), strict=True))
-        assert len(book) == len(set(book.values())) == 16
-        assert all(1 <= key < 64 <= value < 128 for key, value in book.items())
+        book = dict(zip(row[:16:2].tolist(), row[1:16:2].tolist(), strict=True))
+        assert len(book) == len(set(book.values())) == 8
+        assert all(1 <= key < 32 <= value < 64 for key, value in book.items())
         places = np.flatnonzero(wanted != IGNORE)
-        assert (places >= 32).all() and (places % 2 == 0).all()
+        assert (places >= 16).all() and (places % 2 == 0).all()
         assert sorted(row[places].tolist()) == sorted(book)
         assert [book[key] for key in row[places].tolist()] == wanted[places].tolist()
-        assert (row[32:][wanted[32:] == IGNORE] == 0).all(), "no value follows its query"
-        early += int((places < 64).sum())
-    assert early / (16 * len(tokens)) > 0.4, "short distances are likelier"
+        assert (row[16:][wanted[16:] == IGNORE] == 0).all(), "no value follows its query"
+        early += int((places < 32).sum())
+    assert early / (8 * len(tokens)) > 0.4, "short distances are likelier"
 
 
 def test_selective_copy_asks_the_data_in_order():
@@ -166,4 +166,4 @@ def test_the_command_prints_and_draws(tmp_path):
     table = CliRunner().invoke(
         app, ["probe", "mamba2", *options[2:], "--task", "mqar", "--batch", "4", "--test-rows", "4"]
     )
-    assert "the values of 16 keys" in table.stdout
+    assert "the values of 8 keys" in table.stdout
