@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:  # the configuration checks itself with the tables below
     from model.config import ModelConfig
 
-Name = Literal["pha", "transformer", "mamba2", "taipan"]
+Name = Literal["pha", "transformer", "mamba2", "gss", "gss-hybrid", "h3", "h3-hybrid", "hedgehog", "taipan"]
 """The architectures that `model.architecture` may name."""
 
 
@@ -36,9 +36,13 @@ def _pha(config: ModelConfig) -> tuple[Layer, ...]:
     return (Layer(parts, parallel=config.composition == "parallel"),) * config.n_layers
 
 
+TRANSFORMER = Layer(("attention", "ffn_main"))
+"""Pre-norm attention and SwiGLU."""
+
+
 def _transformer(config: ModelConfig) -> tuple[Layer, ...]:
-    """Pre-norm attention and SwiGLU, the usual baseline (arXiv 2302.13971, Section 2.2)."""
-    return (Layer(("attention", "ffn_main")),) * config.n_layers
+    """The usual baseline (arXiv 2302.13971, Section 2.2)."""
+    return (TRANSFORMER,) * config.n_layers
 
 
 def _mamba2(config: ModelConfig) -> tuple[Layer, ...]:
@@ -56,11 +60,46 @@ def _taipan(config: ModelConfig) -> tuple[Layer, ...]:
     return tuple(Layer(("selective", "ffn_main")) if n % period == 0 else block for n in range(1, config.n_layers + 1))
 
 
+def _gss(config: ModelConfig) -> tuple[Layer, ...]:
+    """Gated state spaces alone (arXiv 2206.13947, Section 3.2): the wide gated stream is their FFN."""
+    return (Layer(("mehta",)),) * config.n_layers
+
+
+def _gss_hybrid(config: ModelConfig) -> tuple[Layer, ...]:
+    """A Transformer layer in the place of every k-th gated state space (arXiv 2206.13947, Section 3.3)."""
+    every = min(config.mehta.attention_every, config.n_layers)
+    gss = Layer(("mehta",))
+    return tuple(gss if number % every else TRANSFORMER for number in range(1, config.n_layers + 1))
+
+
+def _h3(config: ModelConfig) -> tuple[Layer, ...]:
+    """An FFN after each H3 mixer, as in the published models (`SSMLMHeadModel` of HazyResearch/H3)."""
+    return (Layer(("h3", "ffn_main")),) * config.n_layers
+
+
+def _h3_hybrid(config: ModelConfig) -> tuple[Layer, ...]:
+    """Attention in the place of the H3 mixer at chosen layers (arXiv 2212.14052, Section 3.3)."""
+    h3, chosen = Layer(("h3", "ffn_main")), config.h3.attention_layers
+    if chosen is None:
+        chosen = (config.n_layers // 2,)
+    return tuple(TRANSFORMER if index in chosen else h3 for index in range(config.n_layers))
+
+
+def _hedgehog(config: ModelConfig) -> tuple[Layer, ...]:
+    """The Transformer with linear attention under learned features (arXiv 2402.04347)."""
+    return (Layer(("hedgehog", "ffn_main")),) * config.n_layers
+
+
 ARCHITECTURES: dict[Name, Callable[[ModelConfig], tuple[Layer, ...]]] = {
     "pha": _pha,
     "transformer": _transformer,
     "mamba2": _mamba2,
     "taipan": _taipan,
+    "gss": _gss,
+    "gss-hybrid": _gss_hybrid,
+    "h3": _h3,
+    "h3-hybrid": _h3_hybrid,
+    "hedgehog": _hedgehog,
 }
 
 

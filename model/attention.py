@@ -42,11 +42,7 @@ class Attention(Mixer):
     def forward(self, x: Tensor, rows: Rows = ROWS, memory: Memory | None = None) -> Tensor:
         """Attend from each token of x [B, T, d_model] to the visible ones; the memory gains T tokens."""
         batch, length, _ = x.shape
-        qkv = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, self.head_dim))
-        queries_keys, values = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        rotated = self._normalise_and_rotate(queries_keys, rows).to(values.dtype)
-        queries, keys = rotated.transpose(1, 2).split([self.heads, self.kv_heads], dim=1)
-        values = values.transpose(1, 2)
+        queries, keys, values = (part.transpose(1, 2) for part in self._project(x, rows))
         if isinstance(memory, KeyValueMemory):
             keys, values = memory.append(keys, values)
             queries = queries.to(keys.dtype)
@@ -82,6 +78,18 @@ class Attention(Mixer):
         fill(self.out.weight, config, "out")
         if self.log_scale is not None:
             nn.init.constant_(self.log_scale, math.log(config.cosine_scale_init))
+
+    def _project(self, x: Tensor, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, heads, head_dim], and keys and values [B, T, kv_heads, head_dim], in the values' dtype.
+
+        Queries and keys are turned, and with cosine scores normalised, so that their products, times 1/sqrt(head_dim)
+        with plain scores, are what the softmax sees.
+        """
+        qkv = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, self.head_dim))
+        queries_keys, values = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
+        rotated = self._normalise_and_rotate(queries_keys, rows).to(values.dtype)
+        queries, keys = rotated.split([self.heads, self.kv_heads], dim=2)
+        return queries, keys, values
 
     def _normalise_and_rotate(self, x: Tensor, rows: Rows) -> Tensor:
         """Normalise (cosine scores) queries and keys [B, T, heads + kv_heads, head_dim] in float32, then turn them.

@@ -13,6 +13,8 @@ from model.cache import Memory
 from model.config import ModelConfig
 from model.ffn import SwiGLU
 from model.gss import GatedStateSpace
+from model.h3 import H3
+from model.hedgehog_attention import HedgehogAttention
 from model.mamba2 import Mamba2
 from model.mehta import MehtaGSS
 from model.mixer import Mixer
@@ -29,6 +31,9 @@ MIXERS: dict[str, Callable[[ModelConfig], Mixer]] = {
     "gss": lambda config: GSS_KINDS[config.gss.kind](config),
     "ssd": Mamba2,
     "selective": SelectiveAttention,
+    "mehta": MehtaGSS,
+    "h3": H3,
+    "hedgehog": HedgehogAttention,
     "ffn_aux": lambda config: SwiGLU(config.d_model, config.ffn_aux_size),
     "ffn_main": lambda config: SwiGLU(config.d_model, config.ffn_main_size),
 }

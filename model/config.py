@@ -7,13 +7,24 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from model import architectures
-from model.mixer_config import AttentionConfig, GSSConfig, MehtaConfig, SSDConfig, TaipanConfig, require
+from model.mixer_config import (
+    AttentionConfig,
+    GSSConfig,
+    H3Config,
+    HedgehogConfig,
+    MehtaConfig,
+    SSDConfig,
+    TaipanConfig,
+    require,
+)
 
 __all__ = [
     "BRANCHES",
     "AttentionConfig",
     "Branch",
     "GSSConfig",
+    "H3Config",
+    "HedgehogConfig",
     "MehtaConfig",
     "ModelConfig",
     "SSDConfig",
@@ -31,8 +42,9 @@ class ModelConfig(BaseModel):
 
     Attributes:
         architecture: "pha", the Parallel Hybrid Architecture (arXiv 2606.16093, Section 3); "transformer", pre-norm
-            attention and SwiGLU; "mamba2" (arXiv 2405.21060); "taipan" (arXiv 2410.18572). `model.architectures` says
-            what layers each has.
+            attention and SwiGLU; "mamba2" (arXiv 2405.21060); "gss" (2206.13947) and "h3" (2212.14052), also with
+            attention between as "gss-hybrid" and "h3-hybrid"; "hedgehog" (2402.04347); "taipan" (2410.18572).
+            `model.architectures` says what layers each has.
         vocab_size: tokens in the vocabulary; None lets the trainer take it from the dataset.
         d_model: width of the residual stream.
         n_layers: number of blocks.
@@ -57,7 +69,7 @@ class ModelConfig(BaseModel):
         embedding_init_std: standard deviation of the embedding; None is the rule in `model.init`.
         embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model), as the paper of `pha` says; "none" is 1, as
             in GPT-2 and Mamba-2, whose rule in `model.init` is another. "sqrt" learns faster at small widths.
-        attention, gss, ssd, mehta, taipan: the mixers.
+        attention, gss, ssd, mehta, h3, hedgehog, taipan: the mixers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -87,6 +99,8 @@ class ModelConfig(BaseModel):
     ssd: SSDConfig = SSDConfig()
     mehta: MehtaConfig = MehtaConfig()
     taipan: TaipanConfig = TaipanConfig()
+    h3: H3Config = H3Config()
+    hedgehog: HedgehogConfig = HedgehogConfig()
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
@@ -106,7 +120,7 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
         parts = architectures.parts(self)
-        if not parts.isdisjoint({"attention", "selective"}):
+        if parts & {"attention", "hedgehog", "selective"}:
             require(
                 self.d_model % self.n_heads == 0,
                 f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads}), so that the heads are "
@@ -133,6 +147,22 @@ class ModelConfig(BaseModel):
                 f"the number of SSD heads ({self.ssd_heads}) must be a multiple of ssd.groups ({self.ssd.groups}), so "
                 "that each group serves the same number of heads.",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_hybrids(self) -> Self:
+        chosen = self.h3.attention_layers
+        if self.architecture == "h3-hybrid" and chosen is not None:
+            require(
+                0 < len(chosen) == len(set(chosen)) and all(0 <= index < self.n_layers for index in chosen),
+                f"h3.attention_layers is {list(chosen)}; it must name at least one layer, each once, from 0 to "
+                f"n_layers - 1 = {self.n_layers - 1}.",
+            )
+        require(
+            self.architecture not in ("h3", "h3-hybrid") or self.d_model % self.h3.head_dim == 0,
+            f"d_model ({self.d_model}) must be a multiple of h3.head_dim ({self.h3.head_dim}), so that the heads are "
+            "equal.",
+        )
         return self
 
     @model_validator(mode="after")

@@ -74,6 +74,29 @@ def _mehta(config: ModelConfig, seq_len: int) -> Flops:
     }
 
 
+def _h3(config: ModelConfig, seq_len: int) -> Flops:
+    """One product a tap of the filter; the diagonal state space as in `_mehta`, for head_dim sequences a channel."""
+    d, settings = config.d_model, config.h3
+    near = visible(min(seq_len, settings.chunk), None)
+    return {
+        "h3_projections": 2.0 * 4 * d * d,
+        "shift": 2.0 * d * visible(seq_len, settings.shift),
+        "lti": 2.0 * d * settings.head_dim * (near + 4 * settings.state),
+    }
+
+
+def _hedgehog(config: ModelConfig, seq_len: int) -> Flops:
+    """Within a chunk as in attention, with 2 head_dim features; across chunks a state is written and read."""
+    d, size, kv_width = config.d_model, config.head_dim, config.n_kv_heads * config.head_dim
+    near = visible(min(seq_len, config.hedgehog.chunk), None)
+    features = 2 * size
+    return {
+        "attention_projections": 2.0 * (2 * d * d + 2 * d * kv_width),
+        "feature_maps": 2.0 * (d + kv_width) * size,
+        "linear_attention": 2.0 * (config.n_heads * (features + size) * near + (d + kv_width) * features),
+    }
+
+
 def _ffn(name: str) -> Callable[[ModelConfig, int], Flops]:
     return lambda config, seq_len: {name: 2.0 * 3 * config.d_model * getattr(config, f"{name}_size")}
 
@@ -83,6 +106,9 @@ FLOPS: dict[str, Callable[[ModelConfig, int], Flops]] = {
     "gss": _gss,
     "ssd": _ssd,
     "selective": _selective,
+    "mehta": _mehta,
+    "h3": _h3,
+    "hedgehog": _hedgehog,
     "ffn_aux": _ffn("ffn_aux"),
     "ffn_main": _ffn("ffn_main"),
 }

@@ -87,12 +87,11 @@ def softmax_attention_weights(q: Tensor, k: Tensor, starts: Tensor | None = None
     return scores.masked_fill(~_mask(starts, scores.shape[-1], scores.device), -math.inf).softmax(-1)
 
 
-def distillation_loss(teacher: Tensor, student: Tensor, eps: float = NORMALISER_EPS) -> Tensor:
+def distillation_losses(teacher: Tensor, student: Tensor, eps: float = NORMALISER_EPS) -> Tensor:
     """Cross entropy of the student's weights with the teacher's as soft labels (arXiv 2402.04347, Section 4.2).
 
-    It is -sum_j teacher_ij log(student_ij), the mean over batch, heads and queries i; what the teacher does not
-    see (later tokens, other documents) adds exactly 0. Its least value is the teacher's mean entropy. No
-    gradient flows to the teacher.
+    It is -sum_j teacher_ij log(student_ij) for each query i; what the teacher does not see (later tokens, other
+    documents) adds exactly 0. Its least value is the teacher's entropy. No gradient flows to the teacher.
 
     Args:
         teacher: [B, H, T, T], each row sums to 1.
@@ -100,6 +99,11 @@ def distillation_loss(teacher: Tensor, student: Tensor, eps: float = NORMALISER_
         eps: weights of the student below it count as it.
 
     Returns:
-        A scalar, in nats a query.
+        [B, H, T], in nats.
     """
-    return -(teacher.detach() * student.clamp(min=eps).log()).sum(-1).mean()
+    return -(teacher.detach() * student.clamp(min=eps).log()).sum(-1)
+
+
+def distillation_loss(teacher: Tensor, student: Tensor, eps: float = NORMALISER_EPS) -> Tensor:
+    """The mean of `distillation_losses` over batch, heads and queries: a scalar, in nats a query."""
+    return distillation_losses(teacher, student, eps).mean()

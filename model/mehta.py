@@ -26,6 +26,7 @@ class MehtaGSS(Mixer):
         Y = DSS(U) + D U           Lambda [N] for all channels, step 1
         O = ((Y W_3) * V) W_4
 
+    The layers of `gss` add RMSNorm before it (LayerNorm in the paper) and the residual path; maps have no bias.
     Unlike Eq. 2 of arXiv 2606.16093 the recurrence does not look at the tokens: only the output is gated. It runs in
     chunks that begin at document starts, so that states end with their documents, which a convolution by FFT cannot
     do. States and kernels are float32 under any autocast or parameter dtype.
@@ -58,22 +59,31 @@ class MehtaGSS(Mixer):
         return States({"state": torch.zeros(batch, *self.C.shape, dtype=torch.float32, device=device)})
 
     def initialise(self, config: ModelConfig) -> None:
-        """Draw the states of S4D-Lin for many steps, and outputs of the size of inputs.
+        """Draw decays and frequencies by `mehta.init`, and outputs of the size of inputs.
 
-        The paper draws Lambda normally with step 1: half of the states then forget within a token, and hardly one
-        in a thousand lasts 20. S4D-Lin (arXiv 2206.11893) has Lambda = -1/2 + i pi n and a step a channel,
-        log-uniform. Since all channels share their states here, each state draws a step and an n of its own; n is
-        kept to frequencies below pi, the highest that a sequence has. C makes the kernel's energy 1.
+        "random" is the paper's: the logarithms of rates and frequencies are standard normal at step 1. Half of the
+        states then forget within a token, and hardly one in a thousand lasts 20.
+
+        "s4d_lin": S4D-Lin (arXiv 2206.11893) has Lambda = -1/2 + i pi n and a step a channel, log-uniform. Since all
+        channels share their states here, each state draws a step and an n of its own; n is kept to frequencies below
+        pi, the highest that a sequence has.
+
+        With both, C makes the kernel's energy 1; plain normal numbers would make it that of all states together.
         """
         settings = config.mehta
         fill(self.narrow.weight, config, "in")
         fill(self.gate.weight, config, "value")
         fill(self.widen.weight, config, "value")
         fill(self.out_proj.weight, config, "out")
-        low, high = math.log(settings.dt_min), math.log(settings.dt_max)
-        step = torch.exp(low + (high - low) * torch.rand_like(self.log_rate))
-        self.log_rate.copy_(torch.log(step / 2))
-        self.frequency.copy_(math.pi * step * torch.rand_like(step) * (1 / step).clamp(max=MODES))
+        if settings.init == "random":
+            nn.init.normal_(self.log_rate)
+            nn.init.normal_(self.frequency)
+            self.frequency.exp_()
+        else:
+            low, high = math.log(settings.dt_min), math.log(settings.dt_max)
+            step = torch.exp(low + (high - low) * torch.rand_like(self.log_rate))
+            self.log_rate.copy_(torch.log(step / 2))
+            self.frequency.copy_(math.pi * step * torch.rand_like(step) * (1 / step).clamp(max=MODES))
         nn.init.normal_(self.C)
         log_a, weight = self._discrete()
         # Each state adds |weight|^2 / (2 (1 - |a|^2)) to the sum over lags of the kernel's square; of one part of a

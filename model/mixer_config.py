@@ -205,7 +205,12 @@ class MehtaConfig(MixerConfig):
         expansion: channels of the gated stream / d_model, F.
         state: states of a channel, N; all channels share their decays and frequencies.
         chunk: tokens of a chunk of the scan. It changes speed, and nothing else beyond rounding.
-        dt_min, dt_max: states begin with memories of 2 / dt_max to 2 / dt_min tokens.
+        dt_min, dt_max: states begin with memories of 2 / dt_max to 2 / dt_min tokens (`init` "s4d_lin").
+        init: "s4d_lin" spreads memories and frequencies as S4D-Lin does; "random" is the paper's draw, which
+            forgets within a few tokens. See `model.mehta.MehtaGSS.initialise`.
+        attention_every: `gss-hybrid`: layers k, 2 k, 3 k ... (from 1) are Transformer layers, and with fewer than k
+            layers the last. The paper has every 4th; its attention sees chunks of 512 tokens, for which
+            `attention.window` stands here.
     """
 
     narrow: float = 0.25
@@ -214,13 +219,15 @@ class MehtaConfig(MixerConfig):
     chunk: int = 64
     dt_min: float = 1e-3
     dt_max: float = 0.1
+    init: Literal["s4d_lin", "random"] = "s4d_lin"
+    attention_every: int = 4
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name in ("narrow", "expansion"):
             value = getattr(self, name)
             require(value > 0, f"mehta.{name} is {value}; it must be above 0.")
-        for name in ("state", "chunk"):
+        for name in ("state", "chunk", "attention_every"):
             value = getattr(self, name)
             require(value >= 1, f"mehta.{name} is {value}; it must be at least 1.")
         require(
@@ -228,4 +235,54 @@ class MehtaConfig(MixerConfig):
             f"mehta.dt_min is {self.dt_min} and mehta.dt_max is {self.dt_max}; both must be above 0, and the minimum "
             "may not exceed the maximum.",
         )
+        return self
+
+
+class H3Config(MixerConfig):
+    """H3 (arXiv 2212.14052; defaults of HazyResearch/H3).
+
+    Attributes:
+        head_dim: channels of a head. Keys and values of a head meet as an outer product, so that each channel
+            carries head_dim sequences through the diagonal state space; 1 in all published models.
+        state: complex states of a sequence, one of each conjugate pair (32 is "d_state 64").
+        shift: taps of the shift state space.
+        chunk: tokens of a chunk of both scans. It changes speed, and nothing else beyond rounding.
+        dt_min, dt_max: steps at initialisation are drawn log-uniformly between them, one a head.
+        attention_layers: `h3-hybrid`: the layers, from 0, that have attention in place of H3; None is the middle one,
+            n_layers / 2: layer 6 of 12, as in the published 125M example. Safari's runs on WikiText-103 have [1, 8].
+    """
+
+    head_dim: int = 1
+    state: int = 32
+    shift: int = 64
+    chunk: int = 64
+    dt_min: float = 1e-3
+    dt_max: float = 0.1
+    attention_layers: tuple[int, ...] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("head_dim", "state", "shift", "chunk"):
+            value = getattr(self, name)
+            require(value >= 1, f"h3.{name} is {value}; it must be at least 1.")
+        require(
+            0 < self.dt_min <= self.dt_max < math.inf,
+            f"h3.dt_min is {self.dt_min} and h3.dt_max is {self.dt_max}; both must be above 0, and the minimum may "
+            "not exceed the maximum.",
+        )
+        return self
+
+
+class HedgehogConfig(MixerConfig):
+    """Linear attention under Hedgehog's features (arXiv 2402.04347). Heads and scores are those of attention.
+
+    Attributes:
+        chunk: tokens of a chunk of linear attention. It changes speed, and nothing else beyond rounding.
+    """
+
+    chunk: int = 64
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(self.chunk >= 1, f"hedgehog.chunk is {self.chunk}; it must be at least 1 token, such as 64.")
         return self

@@ -56,11 +56,25 @@ def _selective(config: ModelConfig) -> int:
     return 2 * d * d + 2 * d * kv_width + 2 * d + 2
 
 
+def _h3(config: ModelConfig) -> int:
+    """Four maps, filters with their skips, and for each head step, skip, decays, frequencies and an output map."""
+    d, settings = config.d_model, config.h3
+    return 4 * d * d + d * (settings.shift + 1) + d // settings.head_dim * (2 + 4 * settings.state)
+
+
+def _hedgehog(config: ModelConfig) -> int:
+    """Attention, and a map with its bias for each query head and each key head."""
+    return _attention(config) + (config.n_heads + config.n_kv_heads) * config.head_dim * (config.head_dim + 1)
+
+
 PARAMETERS: dict[str, Callable[[ModelConfig], int]] = {
     "attention": _attention,
     "gss": _gss,
     "ssd": _ssd,
     "selective": _selective,
+    "mehta": _mehta,
+    "h3": _h3,
+    "hedgehog": _hedgehog,
     "ffn_aux": lambda config: 3 * config.d_model * config.ffn_aux_size,
     "ffn_main": lambda config: 3 * config.d_model * config.ffn_main_size,
 }

@@ -70,10 +70,11 @@ def describe_rows(config: ModelConfig, tokens: Tensor, documents: Tensor | None,
         positions = steps - torch.where(starts, steps, 0).cummax(1).values
         keep = (~starts)[:, :, None].to(torch.float32)
     cos = sin = mask = None
-    if "attention" in architectures.parts(config):
+    parts = architectures.parts(config)
+    if "attention" in parts:
         mask = _attention_mask(config.attention.window, length, before, segments, device)
-        if config.attention.positions == "rotary":
-            cos, sin = rope_tables(positions, config.head_dim, config.rope_theta)
+    if parts & {"attention", "hedgehog"} and config.attention.positions == "rotary":
+        cos, sin = rope_tables(positions, config.head_dim, config.rope_theta)
     return Rows(cos, sin, mask, keep, starts)
 
 

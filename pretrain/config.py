@@ -170,6 +170,13 @@ class TrainConfig(Section):
     """Sequences in one forward pass of one rank; none means the rank's whole share."""
     seed: int = 0
     """Initial weights and dropout."""
+    objective: Literal["lm", "distill"] = "lm"
+    """`lm` predicts the next token. `distill` teaches a `hedgehog`'s feature maps its softmax attention and leaves all
+    other weights as `init_from` has them: training losses are then the mismatch in nats a token, and validations those
+    of the language model, with the features as they are."""
+    init_from: Path | None = None
+    """Another run, whose newest weights this one starts from at its first start: of the same model, or those of a
+    `transformer` for a `hedgehog`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast over fp32 weights on GPUs, fp32 on CPUs (where bf16 has no hardware)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -178,6 +185,11 @@ class TrainConfig(Section):
     """CPU threads of one rank; none means its share of the machine's cores."""
     timeout_s: float = Field(1800, gt=0)
     """A collective that takes longer ends the run."""
+
+    @field_validator("init_from")
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        return value and value.expanduser()
 
 
 class EvalConfig(Section):
@@ -232,6 +244,21 @@ class RunConfig(Section):
     @classmethod
     def _at_home(cls, value: Path) -> Path:
         return value.expanduser()
+
+    @model_validator(mode="after")
+    def _distills_a_teacher(self) -> RunConfig:
+        if self.train.objective == "distill":
+            if self.model.architecture != "hedgehog" or self.train.init_from is None:
+                raise ValueError(
+                    "train.objective distill needs a model of architecture hedgehog, and train.init_from with the run "
+                    "of its teacher"
+                )
+            if self.train.recompute.mode != "none":
+                raise ValueError(
+                    "train.recompute must be none when train.objective is distill, whose losses arise inside the "
+                    "blocks; lower train.micro_batch to save memory"
+                )
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> RunConfig:

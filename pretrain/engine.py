@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.distill import AttentionMatching
 from model.lm import LanguageModel
 from pretrain.config import RunConfig
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
 from pretrain.errors import RunError
+from pretrain.initial import Initial
 from pretrain.optim import parameter_groups
 
 log = logging.getLogger(__name__)
@@ -51,13 +53,19 @@ def uses_bf16(config: RunConfig, device: torch.device) -> bool:
 class Engine:
     """A model under DeepSpeed. All methods are collective: every rank calls them in the same order."""
 
-    def __init__(self, config: RunConfig, ranks: Ranks) -> None:
-        """Builds the model (the same weights on every rank, from `train.seed`) and hands it to DeepSpeed."""
+    def __init__(self, config: RunConfig, ranks: Ranks, initial: Initial | None = None) -> None:
+        """Builds the model and hands it to DeepSpeed.
+
+        The weights are the same on every rank: from `train.seed`, or those of `initial`.
+        """
         self.config, self.ranks = config, ranks
         self.device = ranks.device
         self._deepspeed = import_deepspeed(self.device)
         torch.manual_seed(config.train.seed)
-        model = LanguageModel(config.model).to(self.device)
+        self._model = model = LanguageModel(config.model).to(self.device)
+        if initial is not None:
+            initial.give_to(model)
+        trained = AttentionMatching(model) if config.train.objective == "distill" else model
         self.parameter_count = sum(p.numel() for p in model.parameters())
         groups = parameter_groups(model, config.optim)
         optim = config.optim
@@ -69,7 +77,7 @@ class Engine:
         )
         try:
             self._engine, self._optimizer, *_ = self._deepspeed.initialize(
-                model=model,
+                model=trained,
                 optimizer=self._adamw(groups),
                 config=settings,
                 dist_init_required=False,
@@ -87,11 +95,10 @@ class Engine:
     @property
     def module(self) -> LanguageModel:
         """The model inside; under ZeRO 3 its parameters are whole only within `gathered`."""
-        module: LanguageModel = self._engine.module
-        return module
+        return self._model
 
     def loss_sum(self, tokens: Tensor, labels: Tensor, documents: Tensor) -> Tensor:
-        """The summed cross-entropy [nats] of a micro-batch; all inputs [B, T] on the device."""
+        """The summed loss [nats] of a micro-batch by `train.objective`; all inputs [B, T] on the device."""
         loss: Tensor = self._engine(tokens, documents, labels)
         return loss
 

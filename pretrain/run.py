@@ -29,6 +29,7 @@ from pretrain.evaluate import accumulate, batches_of, count_labels, summarise, t
 from pretrain.hardware import peak_flops, usable_cores
 from pretrain.heartbeat import Heartbeat
 from pretrain.inference import save_weights, write_sample
+from pretrain.initial import Initial
 from pretrain.loggers import Logger, Terminal, open_wandb, setup_logging
 from pretrain.loop import Outcome, StepResult, Trainer
 from pretrain.rundir import RunDirectory, config_hash
@@ -106,8 +107,10 @@ class Run:
         self.heartbeat = Heartbeat(directory.heartbeats, self.world.rank)
         self.heartbeat.beat("start", 0)
         self.micro_batch, _ = batch_split(config, self.world.size)
-        self.engine = Engine(config, ranks)
         self.store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
+        self.found = self._newest()
+        given = config.train.init_from if self.found is None else None
+        self.engine = Engine(config, ranks, Initial.find(given, dataset) if given else None)
         self.state = TrainState()
         self.loggers: list[Logger] = []
         self.metrics: metrics.MetricsFile | None = None
@@ -166,7 +169,7 @@ class Run:
             mfu=rate * self._flops_per_token() / self.peak_flops,
             data_wait=waited,
             **mixing,
-            **_selected(selected),
+            **metrics.selected(selected),
         )
 
     def validate(self) -> bool:
@@ -196,7 +199,10 @@ class Run:
         self.state.validation = [*self.state.validation, result.loss]
         self.state.validated_at = self.state.step
         components = {name: part.as_dict() for name, part in parts.items()} if len(parts) > 1 else None
-        extra = {**({"components": components} if components else {}), **_selected(self.engine.selected_shares())}
+        extra = {
+            **({"components": components} if components else {}),
+            **metrics.selected(self.engine.selected_shares()),
+        }
         self._record("validation", **result.as_dict(), **extra)
         return True
 
@@ -228,12 +234,15 @@ class Run:
 
     # --- start ------------------------------------------------------------------------------------------
 
+    def _newest(self) -> Checkpoint | None:
+        found = self.store.latest() if self.world.is_main else None
+        step = self.ranks.from_main(found.step if found else -1)
+        return None if step < 0 else Checkpoint(self.directory.checkpoints / f"step-{step:08d}")
+
     def _resume(self) -> None:
-        checkpoint = self.store.latest() if self.world.is_main else None
-        step = self.ranks.from_main(checkpoint.step if checkpoint else -1)
-        if step < 0:
+        checkpoint = self.found
+        if checkpoint is None:
             return
-        checkpoint = Checkpoint(self.directory.checkpoints / f"step-{step:08d}")
         info = checkpoint.info()
         self._check_match(checkpoint, info)
         self.engine.load(checkpoint.path)
@@ -252,7 +261,8 @@ class Run:
                 f"instead of {info.fingerprint:.6f}: they are not the weights that were saved. "
                 "Remove that checkpoint, and the run continues from the one before."
             )
-        log.info("Resumed from %s: step %d, %s tokens.", checkpoint.path.name, step, f"{self.state.tokens:,}")
+        step, tokens = self.state.step, self.state.tokens
+        log.info("Resumed from %s: step %d, %s tokens.", checkpoint.path.name, step, f"{tokens:,}")
 
     def _check_match(self, checkpoint: Checkpoint, info: CheckpointInfo) -> None:
         data_plan.check_unchanged(self.config, self.dataset, checkpoint.path, info)
@@ -380,11 +390,6 @@ class Run:
             fingerprint=fingerprint,
             versions={name: _version(name) for name in packages},
         )
-
-
-def _selected(shares: list[float]) -> dict[str, list[float]]:
-    """The record's field for shares of tokens that attended; none where nothing is selected."""
-    return {"selected": [round(share, 5) for share in shares]} if shares else {}
 
 
 def _version(package: str) -> str:

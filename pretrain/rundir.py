@@ -17,7 +17,7 @@ from pretrain.errors import RunError
 from pretrain.files import write_atomic
 
 # Changing one of these would make the run's past and its future two different experiments.
-FROZEN = ("model", "train.seed")
+FROZEN = ("model", "train.seed", "train.objective", "train.init_from")
 # These too, unless the user chooses to go on with the next epoch.
 FROZEN_DATA = ("data.seq_len", "data.seed", "data.lanes", "data.packing", "data.mixture.weights")
 

@@ -16,6 +16,9 @@ MODELS = {
     "mamba2": "model.preset=mamba2-nano",
     "sequential": "model.composition=sequential model.gss.kind=ssd model.ssd.head_dim=16 model.ssd.state=16",
     "mehta": "model.gss.kind=mehta model.mehta.state=16 model.mixing=per_channel",
+    "gss-hybrid": "model.preset=gss-hybrid-nano",
+    "h3": "model.preset=h3-hybrid-nano",
+    "hedgehog": "model.preset=hedgehog-nano",
     "gate": "model.mixing=token_gate model.attention.window=8",
 }
 CUTS = ["train.zero_stage=0", "train.zero_stage=2", "train.zero_stage=3 train.recompute.mode=full"]

@@ -33,5 +33,18 @@ CASES: dict[str, dict[str, Any]] = {
     "taipan": {"architecture": "taipan", "taipan": {**OPEN, "every": 1}},
     "taipan-no-block-ffn": {"architecture": "taipan", "taipan": {**OPEN, "every": 2, "block_ffn": False}},
     "mamba2-unscaled": {"architecture": "mamba2", "embedding_scale": "none"},
+    "gss": {"architecture": "gss"},
+    "gss-random": {"architecture": "gss", "mehta": {"init": "random", "narrow": 0.5}},
+    "gss-hybrid": {"architecture": "gss-hybrid"},
+    "gss-hybrid-window": {
+        "architecture": "gss-hybrid",
+        "mehta": {"attention_every": 2},
+        "attention": {"window": 5},
+    },
+    "h3": {"architecture": "h3"},
+    "h3-heads": {"architecture": "h3", "h3": {"head_dim": 2, "shift": 2}},
+    "h3-hybrid": {"architecture": "h3-hybrid", "h3": {"attention_layers": [0]}},
+    "hedgehog": {"architecture": "hedgehog"},
+    "hedgehog-cosine": {"architecture": "hedgehog", "attention": {"scores": "cosine"}, "n_kv_heads": 4},
     "mamba2-groups": {"architecture": "mamba2", "ssd": {"groups": 2, "conv": 3, "expand": 4.0}},
 }

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import GSSConfig, MehtaConfig, ModelConfig, SSDConfig
+from model.config import GSSConfig, H3Config, HedgehogConfig, MehtaConfig, ModelConfig, SSDConfig
 from model.lm import LanguageModel
 from model.presets import preset
 
@@ -22,6 +22,8 @@ def nano() -> ModelConfig:
         "gss": GSSConfig(chunk=4),
         "ssd": SSDConfig(head_dim=16, state=16, chunk=4),
         "mehta": MehtaConfig(state=16, chunk=4),
+        "h3": H3Config(state=4, shift=6, chunk=4),
+        "hedgehog": HedgehogConfig(chunk=4),
     }
     return preset("pha-nano").model_copy(update={"vocab_size": 61, **mixers})
 

@@ -57,7 +57,7 @@ def test_totals_are_those_of_table_1(name: str, millions: float, tolerance: floa
     assert count_parameters(preset(name))["total"] / 1e6 == pytest.approx(millions, rel=tolerance)
 
 
-@pytest.mark.parametrize("name", ["pha-tiny", "transformer-tiny", "mamba2-tiny", "taipan-tiny"])
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-tiny")])
 def test_the_tiny_presets_have_two_million_parameters(name: str) -> None:
     config = preset(name).model_copy(update={"vocab_size": 4096})
     assert count_parameters(config)["total"] == pytest.approx(1.9e6, rel=0.04)
@@ -71,6 +71,8 @@ def test_the_baselines_are_equal_in_what_they_promise() -> None:
     assert preset("transformer-125m").n_layers == preset("transformer-77m").n_layers == pha.n_layers
     assert preset("transformer-77m").d_model == preset("transformer-125m-deep").d_model == pha.d_model
     assert count_parameters(preset("mamba2-125m"))["total"] == pytest.approx(129e6, rel=0.001)
+    for name in ("gss-125m", "gss-hybrid-125m", "h3-125m", "h3-hybrid-125m", "hedgehog-125m"):
+        assert count_parameters(preset(name))["total"] == pytest.approx(total, rel=0.03)
 
 
 def test_the_sequential_composition_is_near_table_6() -> None:
@@ -120,6 +122,29 @@ def test_the_ssd_by_hand(nano: ModelConfig) -> None:
     assert parts["ssd"] == 2 * (scores + within + state)
     assert parts["conv"] == 2 * (64 + 2 * 16) * 4 * 2
     assert parts["ssd_projections"] == 2 * 2 * (32 * (64 + 64 + 32 + 4) + 64 * 32)
+
+
+def test_h3_by_hand(nano: ModelConfig) -> None:
+    # Heads of 2 channels carry 2 sequences a channel; chunks of 4 see 2.5 tokens on average, 4 complex states each.
+    settings = {**nano.h3.model_dump(), "head_dim": 2}
+    config = ModelConfig(**{**nano.model_dump(), "architecture": "h3", "h3": settings})
+    parts = flops_per_token(config, 32, backward=False)
+    assert parts["h3_projections"] == 2 * 2 * 4 * 32 * 32
+    assert parts["shift"] * 32 == 2 * 2 * 32 * (1 + 2 + 3 + 4 + 5 + 27 * 6)
+    assert parts["lti"] == 2 * 2 * 32 * 2 * (2.5 + 4 * 4)
+    own = 4 * 32 * 32 + 32 * (6 + 1) + 16 * (1 + 1 + 4 * 4)
+    assert count_parameters(config)["h3"] == 2 * own
+
+
+def test_hedgehog_by_hand(nano: ModelConfig) -> None:
+    # 4 query heads and 2 key heads of 8 channels, 16 features each; chunks of 4 see 2.5 tokens on average.
+    config = ModelConfig(**{**nano.model_dump(), "architecture": "hedgehog"})
+    parts = flops_per_token(config, 32, backward=False)
+    assert parts["feature_maps"] == 2 * 2 * 6 * 8 * 8
+    assert parts["linear_attention"] == 2 * 2 * (4 * (16 + 8) * 2.5 + (4 + 2) * 16 * 8)
+    transformer = ModelConfig(**{**nano.model_dump(), "architecture": "transformer"})
+    maps = 2 * 6 * (8 * 8 + 8)
+    assert count_parameters(config)["total"] == count_parameters(transformer)["total"] + maps
 
 
 def test_the_backward_pass_doubles_the_forward_pass(nano: ModelConfig) -> None:

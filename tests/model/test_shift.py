@@ -22,12 +22,13 @@ from tests.model.ops import assert_matches, chunks_and_lengths, normal, random_s
     sizes=chunks_and_lengths(),
     taps=st.integers(1, 7),
     skip=st.booleans(),
+    causal_bits=st.booleans(),
     resets=st.booleans(),
     state=st.booleans(),
     seed=st.integers(0, 10**6),
 )
 def test_values_and_gradients_equal_the_float64_loop(
-    sizes: tuple[int, int], taps: int, skip: bool, resets: bool, state: bool, seed: int
+    sizes: tuple[int, int], taps: int, skip: bool, causal_bits: bool, resets: bool, state: bool, seed: int
 ) -> None:
     chunk, length = sizes
     generator = torch.Generator().manual_seed(seed)
@@ -35,7 +36,7 @@ def test_values_and_gradients_equal_the_float64_loop(
     starts = random_starts(generator, 2, length) if resets else None
 
     def run(*t: Tensor) -> Sequence[Tensor]:
-        return shift_ssm(t[0], t[1], t[2] if skip else None, starts, t[3] if state else None, chunk)
+        return shift_ssm(t[0], t[1], t[2] if skip else None, starts, t[3] if state else None, chunk, causal_bits)
 
     def reference(*t: Tensor) -> Sequence[Tensor]:
         return shift_ssm_reference(t[0], t[1], t[2] if skip else None, starts, t[3] if state else None)
@@ -48,6 +49,17 @@ def test_it_is_a_convolution(length: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x, weight = normal(generator, 2, length, 3), normal(generator, 3, 64)
     torch.testing.assert_close(shift_ssm(x, weight)[0], fft_convolve(x, weight))
+
+
+def test_products_let_a_later_token_change_no_bit() -> None:
+    generator = torch.Generator().manual_seed(4)
+    x, weight = normal(generator, 2, 23, 3).float(), normal(generator, 3, 5).float()
+    before, _ = shift_ssm(x, weight, chunk=8, causal_bits=True)
+    for position in range(23):
+        changed = x.clone()
+        changed[:, position] += 3
+        after, _ = shift_ssm(changed, weight, chunk=8, causal_bits=True)
+        assert torch.equal(before[:, :position], after[:, :position])
 
 
 @pytest.mark.parametrize("position", range(11))

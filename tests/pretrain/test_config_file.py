@@ -57,6 +57,7 @@ def test_a_parent_is_extended_and_a_new_preset_replaces_its_model(write):
         ("train.zero_stage=4", r"'train\.zero_stage' is 4"),
         ("train.micro_batch=5", r"train\.global_batch \(24\) must be a multiple of train\.micro_batch \(5\)"),
         ("model.preset=pha-tny", "Did you mean 'pha-tiny'"),
+        ("train.objective=distill", "needs a model of architecture hedgehog, and train.init_from with the run"),
         ("train.steps", "must look like key.sub=value"),
         ("run_dir.x=1", "looks inside 'run_dir', which holds a plain value"),
         ("train.steps={", "not valid YAML"),
@@ -75,6 +76,11 @@ def test_bad_values_are_one_sentence(write, override, message):
         ("train: [", "line 1 is not valid YAML"),
         ("- 1\n", "must hold a mapping of sections"),
         ("model: {preset: pha-nano}\n", "'data' is missing"),
+        (
+            "model: {preset: hedgehog-nano}\ndata: {path: x}\n"
+            "train: {objective: distill, init_from: x, recompute: {mode: full}}\n",
+            r"train\.recompute must be none when train\.objective is distill",
+        ),
     ],
 )
 def test_bad_files_are_one_sentence(write, text, message):
