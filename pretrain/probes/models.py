@@ -23,6 +23,16 @@ SMALL: Tree = {
 """What an architecture named without a preset has beside its width and depth."""
 
 
+def _embedding(width: int) -> Tree:
+    """Vectors of length near 1 without a factor, for all models.
+
+    The usual start of a language model, 1/d or 0.02 with a tied head, is a tenth of that. At the learning rates of the
+    probes a step of Adam then turns every token's vector by a large part of itself, and recall, which must tell keys
+    apart, is hardly learned.
+    """
+    return {"embedding_scale": "none", "embedding_init_std": width**-0.5}
+
+
 def resolve(spec: str, overrides: Sequence[str], width: int, layers: int, vocab: int) -> ModelConfig:
     """The model of `NAME` or `NAME:key=value,key=value`, where NAME is an architecture or a preset.
 
@@ -33,7 +43,13 @@ def resolve(spec: str, overrides: Sequence[str], width: int, layers: int, vocab:
         RunError: an unknown name or key, or a value that breaks a rule.
     """
     name, _, own = spec.partition(":")
-    size: dict[str, Any] = {"d_model": width, "n_layers": layers, "vocab_size": vocab, "dropout": 0.0}
+    size: dict[str, Any] = {
+        "d_model": width,
+        "n_layers": layers,
+        "vocab_size": vocab,
+        "dropout": 0.0,
+        **_embedding(width),
+    }
     if name in PRESETS:
         tree = merge(PRESETS[name].model_dump(), size)
     elif name in ARCHITECTURES:

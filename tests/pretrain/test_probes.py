@@ -132,6 +132,7 @@ def test_all_models_have_one_width_and_depth():
     for spec in ("pha", "transformer", "mamba2", "taipan", "pha-tiny", "taipan-nano"):
         config = models.resolve(spec, ("model.norm_eps=1e-5",), 48, 3, 20)
         assert (config.d_model, config.n_layers, config.vocab_size, config.norm_eps) == (48, 3, 20, 1e-5)
+        assert config.embedding_init_std == pytest.approx(48**-0.5) and config.embedding_scale == "none"
     assert architectures.layers(models.resolve("taipan", (), 48, 3, 20))[-1].parts[0] == "selective"
     own = models.resolve("pha:attention.window=4,gss.kind=ssd", ("attention.window=9",), 32, 2, 20)
     assert (own.attention.window, own.gss.kind) == (4, "ssd")
