@@ -152,7 +152,7 @@ class TaipanConfig(MixerConfig):
         budget_warmup: steps over which that factor rises to its value.
         tau: temperature of the soft choice that the gate's gradient sees.
         noise: Gumbel noise in training; False trains with the likelier choice, as evaluation does.
-        noise_steps: steps over which the noise shrinks to nothing, so that training ends with the choice that
+        noise_steps: steps over which the noise shrinks to nothing, so that training goes on with the choice that
             evaluation makes; None keeps it whole to the end, as the paper seems to. The noise holds the budget by
             chance where the gate does not tell tokens apart, and without it none of them attends then.
     """
@@ -165,7 +165,7 @@ class TaipanConfig(MixerConfig):
     budget_warmup: int = 100
     tau: float = 1.0
     noise: bool = True
-    noise_steps: int | None = None
+    noise_steps: int | None = 1000
 
     @model_validator(mode="after")
     def _check(self) -> Self:

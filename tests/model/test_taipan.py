@@ -191,7 +191,7 @@ def test_the_budgets_weight_rises_to_its_value() -> None:
 
 def test_noise_that_shrinks_leaves_the_likelier_choice(build: Build) -> None:
     assert [TaipanConfig(noise_steps=4).noise_at(step) for step in range(6)] == [1, 0.75, 0.5, 0.25, 0, 0]
-    assert TaipanConfig().noise_at(10**6) == 1 and TaipanConfig(noise=False).noise_at(0) == 0
+    assert TaipanConfig(noise_steps=None).noise_at(10**6) == 1 and TaipanConfig(noise=False).noise_at(0) == 0
     model = build(architecture="taipan", taipan={**OPEN, "noise": True, "noise_steps": 3})
     tokens, _ = _batch()
     with torch.no_grad():
