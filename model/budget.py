@@ -12,9 +12,9 @@ from model.mixer_config import TaipanConfig
 def budget_loss_sum(chosen: list[Tensor], labels: Tensor, budget: float) -> Tensor:
     """Summed over layers and tokens: (C - share of its row's tokens that attend)^2 (arXiv 2410.18572, Eq. 7).
 
-    The share is taken row by row, as the paper's is over a sequence, over the tokens that are predicted, and each of
-    them bears its row's square. Divided by the number of predicted tokens this is their mean: no cut of a batch into
-    ranks or micro-batches changes it, because none cuts a row, and padding does not enter.
+    The share is taken row by row, as the paper's is over a sequence, over the tokens up to the last one with a label,
+    so that padding does not enter, and each labelled token bears its row's square. Divided by their number this is
+    a mean: no cut of a batch into ranks or micro-batches changes it, because none cuts a row.
 
     Args:
         chosen: `Selection.weight` [B, T] of each selective layer.
@@ -24,10 +24,14 @@ def budget_loss_sum(chosen: list[Tensor], labels: Tensor, budget: float) -> Tens
     Returns:
         A scalar.
     """
-    counts = (labels != IGNORE).to(chosen[0].dtype)
-    tokens = counts.sum(1)
-    shares = torch.stack([(weight * counts).sum(1) for weight in chosen]) / tokens.clamp(min=1)
-    return ((budget - shares).square() * tokens).sum()
+    counts = _read(labels).to(chosen[0].dtype)
+    shares = torch.stack([(weight * counts).sum(1) for weight in chosen]) / counts.sum(1).clamp(min=1)
+    return ((budget - shares).square() * (labels != IGNORE).sum(1)).sum()
+
+
+def _read(labels: Tensor) -> Tensor:
+    """Tokens that are no padding: those up to the last label of their row, boolean [B, T]."""
+    return (labels != IGNORE).flip(1).cumsum(1).flip(1) > 0
 
 
 class Budget:
@@ -49,12 +53,12 @@ class Budget:
     @torch.no_grad()
     def count(self, chosen: list[Tensor], labels: Tensor) -> None:
         """Add a call's tokens to the reading."""
-        counts = labels != IGNORE
+        counts = _read(labels)
         attended = [((weight > 0.5) & counts).sum() for weight in chosen]
         seen = torch.stack([*attended, counts.sum()]).double()
         self._attended = seen if self._attended is None else self._attended + seen
 
     def reading(self) -> list[float]:
-        """Predicted tokens that attended, layer by layer, and all of them [n + 1], since the last reading."""
+        """Tokens that attended, layer by layer, and all of them [n + 1], without padding, since the last reading."""
         seen, self._attended = self._attended, None
         return [0.0] * (self.layers + 1) if seen is None else list(map(float, seen.tolist()))

@@ -115,7 +115,7 @@ class Engine:
         self.module.begin_step(step)
 
     def selected_shares(self) -> list[float]:
-        """Share of all ranks' predicted tokens that attended in each selective layer since the last call.
+        """Share of all ranks' tokens that attended in each selective layer since the last call.
 
         That is in this step, or in what was evaluated after it; empty where the architecture selects nothing.
         """

@@ -109,6 +109,9 @@ def test_the_budget_loss_is_a_mean_over_tokens_however_they_are_cut() -> None:
     assert sum(parts).item() == pytest.approx(whole.item())
     (gradient,) = torch.autograd.grad(whole, weight)
     assert (gradient[labels == -100] == 0).all() and (gradient[labels != -100] != 0).all()
+    sparse = torch.tensor([[-100, 2, -100, 4, -100]])  # what is not asked still counts as read
+    few = budget_loss_sum([torch.tensor([[1.0, 0, 1, 0, 1]])], sparse, 0.25)
+    assert few.item() == pytest.approx(2 * (0.25 - 0.5) ** 2)
     nothing = budget_loss_sum([weight], torch.full_like(labels, -100), 0.25)
     assert nothing.item() == 0
 
