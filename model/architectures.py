@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:  # the configuration checks itself with the tables below
     from model.config import ModelConfig
 
-Name = Literal["pha", "transformer", "mamba2", "gss", "gss-hybrid", "h3", "h3-hybrid", "hedgehog"]
+Name = Literal["pha", "transformer", "mamba2", "gss", "gss-hybrid", "h3", "h3-hybrid", "hedgehog", "taipan"]
 """The architectures that `model.architecture` may name."""
 
 
@@ -50,6 +50,16 @@ def _mamba2(config: ModelConfig) -> tuple[Layer, ...]:
     return (Layer(("ssd",)),) * config.n_layers
 
 
+def _taipan(config: ModelConfig) -> tuple[Layer, ...]:
+    """Mamba-2 blocks, and selective attention with a SwiGLU after every K of them (arXiv 2410.18572, Section 3).
+
+    In a model with less than K + 1 layers the last one is selective.
+    """
+    block = Layer(("ssd", "ffn_main") if config.taipan.block_ffn else ("ssd",))
+    period = min(config.taipan.every + 1, config.n_layers)
+    return tuple(Layer(("selective", "ffn_main")) if n % period == 0 else block for n in range(1, config.n_layers + 1))
+
+
 def _gss(config: ModelConfig) -> tuple[Layer, ...]:
     """Gated state spaces alone (arXiv 2206.13947, Section 3.2): the wide gated stream is their FFN."""
     return (Layer(("mehta",)),) * config.n_layers
@@ -84,6 +94,7 @@ ARCHITECTURES: dict[Name, Callable[[ModelConfig], tuple[Layer, ...]]] = {
     "pha": _pha,
     "transformer": _transformer,
     "mamba2": _mamba2,
+    "taipan": _taipan,
     "gss": _gss,
     "gss-hybrid": _gss_hybrid,
     "h3": _h3,

@@ -21,6 +21,7 @@ from model.mixer import Mixer
 from model.mixing import Mixing
 from model.norm import RMSNorm
 from model.rows import Rows
+from model.taipan import SelectiveAttention
 
 GSS_KINDS: dict[str, Callable[[ModelConfig], Mixer]] = {"gated": GatedStateSpace, "ssd": Mamba2, "mehta": MehtaGSS}
 """What `gss.kind` chooses among."""
@@ -29,6 +30,7 @@ MIXERS: dict[str, Callable[[ModelConfig], Mixer]] = {
     "attention": Attention,
     "gss": lambda config: GSS_KINDS[config.gss.kind](config),
     "ssd": Mamba2,
+    "selective": SelectiveAttention,
     "mehta": MehtaGSS,
     "h3": H3,
     "hedgehog": HedgehogAttention,
@@ -46,10 +48,13 @@ class Block(nn.Module):
         self.parts = parts
         self.dropout = nn.Dropout(config.dropout) if config.dropout > 0 else nn.Identity()
 
-    def forward(self, x: Tensor, *rows: Tensor | None, memory: dict[str, Memory] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *rows: Tensor | None, memory: dict[str, Memory] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Map the stream x [B, T, d_model] to the next one.
 
-        `rows` are the fields of `Rows`: tensors or None, and positional, as activation checkpointing wants.
+        `rows` are the fields of `Rows`: tensors or None, and positional, as activation checkpointing wants. A block
+        that selects tokens gives their `Selection.weight` [B, T] too, by which the budget loss is made.
         """
         raise NotImplementedError
 
@@ -139,13 +144,32 @@ class SequentialBlock(Block):
             self.add_module(_norm_of(part), RMSNorm(config.d_model, config.norm_eps))
             self.add_module(part, MIXERS[part](config))
 
-    def forward(self, x: Tensor, *rows: Tensor | None, memory: dict[str, Memory] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, *rows: Tensor | None, memory: dict[str, Memory] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """See `Block`."""
         known, memories = Rows(*rows), memory or {}
         for part in self.parts:
             normed = getattr(self, _norm_of(part))(x)
             x = x + self.dropout(self._mixer(part)(normed, known, memories.get(part)))
         return x
+
+
+class SelectiveBlock(SequentialBlock):
+    """The Selective Attention Layer of Taipan (arXiv 2410.18572, Eq. 1 to 6): a choice, and a SwiGLU for all tokens.
+
+    The mixer reads the normed stream and refines the stream itself, of which it therefore gets both. Dropout falls on
+    the refinement and on the FFN's output.
+    """
+
+    def forward(
+        self, x: Tensor, *rows: Tensor | None, memory: dict[str, Memory] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Block`."""
+        selective, normed = self._mixer("selective"), getattr(self, _norm_of("selective"))(x)
+        refinement, chosen = selective(normed, Rows(*rows), (memory or {}).get("selective"), x)
+        x = x + self.dropout(refinement)
+        return x + self.dropout(self._mixer("ffn_main")(getattr(self, _norm_of("ffn_main"))(x))), chosen
 
 
 def _norm_of(part: str) -> str:
@@ -155,4 +179,6 @@ def _norm_of(part: str) -> str:
 
 def build_block(config: ModelConfig, layer: Layer) -> Block:
     """The block of one layer of `model.architectures.layers`."""
+    if "selective" in layer.parts:
+        return SelectiveBlock(config, layer.parts)
     return (ParallelBlock if layer.parallel else SequentialBlock)(config, layer.parts)

@@ -14,6 +14,7 @@ from model.mixer_config import (
     HedgehogConfig,
     MehtaConfig,
     SSDConfig,
+    TaipanConfig,
     require,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "MehtaConfig",
     "ModelConfig",
     "SSDConfig",
+    "TaipanConfig",
 ]
 
 Branch = Literal["gss", "attention", "ffn"]
@@ -41,8 +43,8 @@ class ModelConfig(BaseModel):
     Attributes:
         architecture: "pha", the Parallel Hybrid Architecture (arXiv 2606.16093, Section 3); "transformer", pre-norm
             attention and SwiGLU; "mamba2" (arXiv 2405.21060); "gss" (2206.13947) and "h3" (2212.14052), also with
-            attention between as "gss-hybrid" and "h3-hybrid"; "hedgehog" (2402.04347). `model.architectures` says
-            what layers each has.
+            attention between as "gss-hybrid" and "h3-hybrid"; "hedgehog" (2402.04347); "taipan" (2410.18572).
+            `model.architectures` says what layers each has.
         vocab_size: tokens in the vocabulary; None lets the trainer take it from the dataset.
         d_model: width of the residual stream.
         n_layers: number of blocks.
@@ -67,7 +69,7 @@ class ModelConfig(BaseModel):
         embedding_init_std: standard deviation of the embedding; None is the rule in `model.init`.
         embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model), as the paper of `pha` says; "none" is 1, as
             in GPT-2 and Mamba-2, whose rule in `model.init` is another. "sqrt" learns faster at small widths.
-        attention, gss, ssd, mehta, h3, hedgehog: the mixers.
+        attention, gss, ssd, mehta, h3, hedgehog, taipan: the mixers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -96,6 +98,7 @@ class ModelConfig(BaseModel):
     gss: GSSConfig = GSSConfig()
     ssd: SSDConfig = SSDConfig()
     mehta: MehtaConfig = MehtaConfig()
+    taipan: TaipanConfig = TaipanConfig()
     h3: H3Config = H3Config()
     hedgehog: HedgehogConfig = HedgehogConfig()
 
@@ -117,7 +120,7 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _check_heads(self) -> Self:
         parts = architectures.parts(self)
-        if parts & {"attention", "hedgehog"}:
+        if parts & {"attention", "hedgehog", "selective"}:
             require(
                 self.d_model % self.n_heads == 0,
                 f"d_model ({self.d_model}) must be a multiple of n_heads ({self.n_heads}), so that the heads are "
@@ -129,7 +132,7 @@ class ModelConfig(BaseModel):
                 "key and value head serves the same number of query heads.",
             )
             require(
-                self.head_dim % 2 == 0 or self.attention.positions == "none",
+                self.head_dim % 2 == 0 or self.attention.positions == "none" or "attention" not in parts,
                 f"the head size d_model / n_heads is {self.head_dim}; rotary embeddings turn "
                 "pairs of channels, so it must be even.",
             )

@@ -54,6 +54,16 @@ def _ssd(config: ModelConfig, seq_len: int) -> Flops:
     }
 
 
+def _selective(config: ModelConfig, seq_len: int) -> Flops:
+    """All tokens have keys and values, and only the budget's share of them attends; queries are mapped for all."""
+    d, kv_width, settings = config.d_model, config.n_kv_heads * config.head_dim, config.taipan
+    return {
+        "selective_projections": 2.0 * (2 * d * d + 2 * d * kv_width),
+        "selective_gate": 2.0 * 2 * d,
+        "selective_scores": settings.budget * 2.0 * 2 * d * visible(seq_len, settings.window),
+    }
+
+
 def _mehta(config: ModelConfig, seq_len: int) -> Flops:
     """Within a chunk one number a pair of tokens; across chunks N complex states are written and read."""
     d, narrow, wide = config.d_model, config.mehta_narrow_size, config.mehta_wide_size
@@ -95,6 +105,7 @@ FLOPS: dict[str, Callable[[ModelConfig, int], Flops]] = {
     "attention": _attention,
     "gss": _gss,
     "ssd": _ssd,
+    "selective": _selective,
     "mehta": _mehta,
     "h3": _h3,
     "hedgehog": _hedgehog,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from model import architectures
-from model.block import Block, ParallelBlock, build_block
+from model.block import Block, ParallelBlock, SelectiveBlock, build_block
+from model.budget import Budget
 from model.cache import Cache
 from model.config import ModelConfig
 from model.embedding import TiedEmbedding
@@ -19,6 +21,7 @@ from model.init import initialise
 from model.norm import RMSNorm
 from model.params import require_vocab_size
 from model.rows import describe_rows
+from model.taipan import SelectiveAttention
 
 
 class LanguageModel(nn.Module):
@@ -38,7 +41,9 @@ class LanguageModel(nn.Module):
         self.embedding = TiedEmbedding(require_vocab_size(config), config.d_model, scale)
         self.blocks = nn.ModuleList(build_block(config, layer) for layer in architectures.layers(config))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self._checkpoint: Callable[..., Tensor] | None = None
+        selective = sum(isinstance(block, SelectiveBlock) for block in self.blocks)
+        self.budget = Budget(config.taipan, selective) if selective else None
+        self._checkpoint: Callable[..., Any] | None = None
         self._recompute_every = 0
         initialise(self, config)
 
@@ -60,7 +65,9 @@ class LanguageModel(nn.Module):
 
         Returns:
             Logits [B, T, V], float32; with labels, the sum (not the mean) of the cross-entropies in nats, a
-            float32 scalar, to be divided by the global number of labels.
+            float32 scalar, to be divided by the global number of labels. In training its gradient is also that of
+            what the architecture owes beside the prediction (`model.budget`), summed over the labels likewise; its
+            value never has more in it than the cross-entropies.
 
         Raises:
             ModelError: shapes that do not fit, or a cache that is full or used with documents or with
@@ -69,24 +76,27 @@ class LanguageModel(nn.Module):
         self._check(tokens, documents, labels, cache)
         rows = describe_rows(self.config, tokens, documents, 0 if cache is None else cache.position)
         x = self.embedding(tokens)
+        chosen: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             if self._checkpoint is not None and self._recomputes(index) and cache is None:
-                x = self._checkpoint(block, x, *rows)
+                out = self._checkpoint(block, x, *rows)
             else:
-                x = block(x, *rows, memory=None if cache is None else cache.layers[index])
+                out = block(x, *rows, memory=None if cache is None else cache.layers[index])
+            x = out if isinstance(out, Tensor) else out[0]
+            chosen += [] if isinstance(out, Tensor) else [out[1]]
         if cache is not None:
             cache.position += tokens.shape[1]
         hidden = self.norm(x)
         if labels is None:
             return self.embedding(hidden, "logits")
-        return self.embedding(hidden, "loss", labels)
+        return self._with_budget(self.embedding(hidden, "loss", labels), chosen, labels)
 
     @property
     def layers(self) -> list[Block]:
         """The blocks, first to last."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def set_recompute(self, checkpoint: Callable[..., Tensor], every: int) -> None:
+    def set_recompute(self, checkpoint: Callable[..., Any], every: int) -> None:
         """Recompute the activations of blocks 0, every, 2 * every, ... in the backward pass of training.
 
         Args:
@@ -101,6 +111,19 @@ class LanguageModel(nn.Module):
             raise ModelError(f"Recomputation every {every} blocks makes no sense; give 0 (never) or more.")
         self._checkpoint = checkpoint
         self._recompute_every = every
+
+    def begin_step(self, step: int) -> None:
+        """Take note that the training step `step`, counted from 0, begins.
+
+        What an architecture owes beside the prediction, and how much it leaves to chance, are functions of the step.
+        """
+        if self.budget is None:
+            return
+        self.budget.step = step
+        self.budget.reading()  # what was read since the last step is none of this one's
+        for module in self.modules():
+            if isinstance(module, SelectiveAttention):
+                module.noise = self.config.taipan.noise_at(step)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The parameters with and without weight decay; `model.groups` has the rule."""
@@ -125,6 +148,16 @@ class LanguageModel(nn.Module):
         """
         device = self.embedding.weight.device
         return Cache([block.empty_memory(batch, max_length, dtype, device) for block in self.layers], batch)
+
+    def _with_budget(self, loss: Tensor, chosen: list[Tensor], labels: Tensor) -> Tensor:
+        """The loss, with the gradient of the budget loss in training."""
+        if self.budget is None:
+            return loss
+        self.budget.count(chosen, labels)
+        if not (self.training and torch.is_grad_enabled()):
+            return loss
+        owed = self.budget.loss(chosen, labels)
+        return loss + (owed - owed.detach())  # adds 0
 
     def _recomputes(self, index: int) -> bool:
         every = self._recompute_every

@@ -135,6 +135,68 @@ class SSDConfig(MixerConfig):
         return self
 
 
+class TaipanConfig(MixerConfig):
+    """Mamba-2 blocks with selective attention between them (arXiv 2410.18572).
+
+    The paper gives `every`, `window` and `budget`; depths and widths, `tau`, the budget's weight and its warm-up are
+    not in it. The heads are those of the model, and the Mamba-2 mixers those of `SSDConfig`.
+
+    Attributes:
+        every: a selective layer follows so many Mamba-2 blocks, K; `n_layers` counts both.
+        block_ffn: Mamba-2 blocks too are followed by a SwiGLU ("ffn_main"), as the paper describes its baselines;
+            False leaves it to the selective layers.
+        window: a selected token sees itself and the `window` - 1 before it, selected or not.
+        budget: share of tokens that should attend, C.
+        budget_weight: factor on the budget loss (C - share)^2, lambda. At 10 a percent too many costs what an
+            improvement of 0.002 nats a token gains.
+        budget_warmup: steps over which that factor rises to its value.
+        tau: temperature of the soft choice that the gate's gradient sees.
+        noise: Gumbel noise in training; False trains with the likelier choice, as evaluation does.
+        noise_steps: steps over which the noise shrinks to nothing, so that training goes on with the choice that
+            evaluation makes; None keeps it whole to the end, as the paper seems to. The noise holds the budget by
+            chance where the gate does not tell tokens apart, and without it none of them attends then.
+    """
+
+    every: int = 6
+    block_ffn: bool = True
+    window: int = 2048
+    budget: float = 0.15
+    budget_weight: float = 10.0
+    budget_warmup: int = 100
+    tau: float = 1.0
+    noise: bool = True
+    noise_steps: int | None = 1000
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("every", "window"):
+            value = getattr(self, name)
+            require(value >= 1, f"taipan.{name} is {value}; it must be at least 1.")
+        for name in ("budget_weight", "budget_warmup"):
+            value = getattr(self, name)
+            require(value >= 0, f"taipan.{name} is {value}; it must be at least 0.")
+        require(
+            0 < self.budget < 1,
+            f"taipan.budget is {self.budget}; it is a share of the tokens and must lie between 0 and 1, such as 0.15.",
+        )
+        require(self.tau > 0, f"taipan.tau is {self.tau}; it must be above 0.")
+        require(
+            self.noise_steps is None or self.noise_steps >= 1,
+            f"taipan.noise_steps is {self.noise_steps}; it must be at least 1, or null to keep the noise.",
+        )
+        return self
+
+    def budget_weight_at(self, step: int) -> float:
+        """Factor on the budget loss in a step, counted from 0."""
+        return self.budget_weight * (min(1.0, (step + 1) / self.budget_warmup) if self.budget_warmup else 1.0)
+
+    def noise_at(self, step: int) -> float:
+        """Factor on the Gumbel noise in a step, counted from 0."""
+        if not self.noise:
+            return 0.0
+        return 1.0 if self.noise_steps is None else max(0.0, 1.0 - step / self.noise_steps)
+
+
 class MehtaConfig(MixerConfig):
     """The gated state space of Mehta et al. (arXiv 2206.13947; sizes as at their d_model of 1,024).
 

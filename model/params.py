@@ -50,6 +50,12 @@ def _mehta(config: ModelConfig) -> int:
     return d * narrow + d * wide + narrow * wide + wide * d + 2 * states + 2 * narrow * states + narrow
 
 
+def _selective(config: ModelConfig) -> int:
+    """The maps of attention, and the gate with its bias."""
+    d, kv_width = config.d_model, config.n_kv_heads * config.head_dim
+    return 2 * d * d + 2 * d * kv_width + 2 * d + 2
+
+
 def _h3(config: ModelConfig) -> int:
     """Four maps, filters with their skips, and for each head step, skip, decays, frequencies and an output map."""
     d, settings = config.d_model, config.h3
@@ -65,6 +71,7 @@ PARAMETERS: dict[str, Callable[[ModelConfig], int]] = {
     "attention": _attention,
     "gss": _gss,
     "ssd": _ssd,
+    "selective": _selective,
     "mehta": _mehta,
     "h3": _h3,
     "hedgehog": _hedgehog,

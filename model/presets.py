@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from model.config import AttentionConfig, H3Config, HedgehogConfig, MehtaConfig, ModelConfig, SSDConfig
+from model.config import AttentionConfig, H3Config, HedgehogConfig, MehtaConfig, ModelConfig, SSDConfig, TaipanConfig
 from model.errors import ModelError
 
 GPT2_VOCAB_SIZE = 50257
@@ -174,6 +174,57 @@ PRESETS: dict[str, ModelConfig] = {
         ffn_multiple_of=8,
         hedgehog=HedgehogConfig(chunk=4),
     ),
+    "taipan-190m": ModelConfig(
+        architecture="taipan",
+        vocab_size=GPT2_VOCAB_SIZE,
+        d_model=768,
+        n_layers=21,
+        n_heads=12,
+        n_kv_heads=4,
+        ffn_main=2.125,
+        dropout=0.1,
+    ),
+    "taipan-450m": ModelConfig(
+        architecture="taipan",
+        vocab_size=GPT2_VOCAB_SIZE,
+        d_model=1024,
+        n_layers=28,
+        n_heads=16,
+        n_kv_heads=4,
+        ffn_main=8 / 3,
+        dropout=0.1,
+    ),
+    "taipan-1.3b": ModelConfig(
+        architecture="taipan",
+        vocab_size=GPT2_VOCAB_SIZE,
+        d_model=1792,
+        n_layers=28,
+        n_heads=28,
+        n_kv_heads=7,
+        ffn_main=8 / 3,
+        dropout=0.1,
+    ),
+    "taipan-tiny": ModelConfig(
+        architecture="taipan",
+        d_model=128,
+        n_layers=8,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_main=1.5,
+        ffn_multiple_of=8,
+        ssd=SSDConfig(head_dim=32, state=32, chunk=32),
+        taipan=TaipanConfig(every=3),
+    ),
+    "taipan-nano": ModelConfig(
+        architecture="taipan",
+        d_model=32,
+        n_layers=2,
+        n_heads=4,
+        n_kv_heads=2,
+        ffn_multiple_of=8,
+        ssd=SSDConfig(head_dim=16, state=16, chunk=4),
+        taipan=TaipanConfig(every=1, window=16),
+    ),
 }
 """By architecture. `-nano` is for unit tests; `-tiny` has 1.9 million parameters at a vocabulary of 4,096, for
 demonstrations on a laptop.
@@ -186,6 +237,9 @@ demonstrations on a laptop.
   layers as 125M allow; the hybrid has a Transformer layer with a window of 512 in every fourth place.
 - `h3`: the shape of the published 125M model (arXiv 2212.14052; the SwiGLU has the parameters of its 4 d MLP).
 - `hedgehog`: `transformer-*` of the same size with feature maps, so that it can take up that one's weights.
+- `taipan`: the paper gives totals alone (arXiv 2410.18572, Section 4.1), with a vocabulary of 128,256. The shapes are
+  chosen here, with GPT-2's: `-190m` 18 blocks and 3 selective layers of 768 (190.1M); `-450m` 24 and 4 of 1,024
+  (454.4M); `-1.3b` 24 and 4 of 1,792 (1,316M). Heads have 64 channels, 3 or 4 of them to a key head.
 """
 
 

@@ -143,9 +143,28 @@ def evaluate(
     step: Annotated[int | None, typer.Option(help="A checkpoint's step; the newest if not given.")] = None,
     sequences: Annotated[int | None, typer.Option(min=1, help="Only the first so many sequences.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also what a unigram model and xz reach.")] = False,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Read long text, and show the perplexity by position.")
+    ] = False,
+    text: Annotated[Path | None, typer.Option(help="--stream: a text file, as one document.")] = None,
+    longest: Annotated[int | None, typer.Option(min=1, help="--stream: the split's so many longest documents.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=2, help="--stream: at most so many of each text.")] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="--stream: tokens of one call of the model.")] = 1024,
+    window: Annotated[int | None, typer.Option(min=1, help="--stream: let the attention see so many tokens.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a checkpoint: perplexity per token and per word, bits per byte."""
+    """Evaluate a checkpoint: perplexity per token and per word, bits per byte.
+
+    With --stream text of any length is read in chunks, state carried from one to the next: all documents of the split
+    as one stream (nothing ends at their borders), its --longest documents one by one, or a --text.
+    """
+    if stream:
+        from pretrain.cli_stream import show_stream
+
+        show_stream(run, split, step, text, longest, tokens, chunk, window, as_json)
+        return
+    if any(option is not None for option in (text, longest, tokens, window)):
+        raise RunError("The options --text, --longest, --tokens and --window are of long text; add --stream.")
     from pretrain.baselines import measure as measure_baselines
     from pretrain.inference import load
 
@@ -206,6 +225,41 @@ def status(run: RunArgument, as_json: Json = False) -> None:
         title += f"; {found.quarantined} damaged block(s) of data left out, see quarantine.jsonl"
     rows = [(str(r.rank), r.host, r.phase, str(r.step), f"{r.age_s:.0f} s ago") for r in found.ranks]
     print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
+
+
+@app.command()
+def probe(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="Architectures or presets, such as mamba2 or pha:attention.window=16, and model.x=y for all."
+        ),
+    ],
+    task: Annotated[list[str] | None, typer.Option(help="A probe; all of them if none is given.")] = None,
+    width: Annotated[int, typer.Option(min=1, help="Width of every model.")] = 64,
+    layers: Annotated[int, typer.Option(min=1, help="Layers of every model.")] = 2,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps, at most.")] = 400,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a step.")] = 64,
+    rate: Annotated[list[float] | None, typer.Option(help="Learning rates to choose from.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(min=0, help="Seeds to average over.")] = None,
+    test_rows: Annotated[int, typer.Option(min=1, help="Rows of a test.")] = 256,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write a PNG of the accuracies.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train and score small models on recall, copying, induction and state tracking."""
+    from pretrain.cli_probe import run_probes
+    from pretrain.probes.train import Settings
+
+    defaults = Settings()
+    settings = Settings(
+        steps=steps,
+        batch=batch,
+        rates=tuple(rate or defaults.rates),
+        seeds=tuple(seed or defaults.seeds),
+        test_rows=test_rows,
+    )
+    run_probes(models, task or (), width, layers, settings, threads, plot, as_json)
 
 
 @app.command()

@@ -27,7 +27,7 @@ def load(path: Path, overrides: Iterable[str] = ()) -> RunConfig:
     """
     tree = _read(path)
     for override in overrides:
-        _set(tree, override)
+        apply_override(tree, override)
     tree.setdefault("run_dir", str(Path("runs") / path.stem))
     return parse(tree, str(path))
 
@@ -74,21 +74,22 @@ def _read(path: Path, depth: int = 0) -> Tree:
         return tree
     if depth:
         raise RunError(f"{path} extends {parent}, but a parent may not extend again; merge the two files.")
-    return _merge(_read(path.parent / str(parent), depth + 1), tree)
+    return merge(_read(path.parent / str(parent), depth + 1), tree)
 
 
-def _merge(base: Tree, top: Tree) -> Tree:
+def merge(base: Tree, top: Tree) -> Tree:
     """`top` over `base`, section by section; a new preset replaces the parent's whole model."""
     merged = dict(base)
     for key, value in top.items():
         old = merged.get(key)
         replaces = key == "model" and isinstance(value, dict) and "preset" in value
         both = isinstance(old, dict) and isinstance(value, dict) and not replaces
-        merged[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
 
 
-def _set(tree: Tree, override: str) -> None:
+def apply_override(tree: Tree, override: str) -> None:
+    """Set the value of a `key.sub=value` in the tree. Raises RunError for another form."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RunError(f"The override '{override}' must look like key.sub=value.")
@@ -112,7 +113,7 @@ def _with_preset(section: Tree, origin: str) -> Tree:
         base = preset(str(name))
     except ModelError as error:
         raise RunError(f"{origin}: {error}") from None
-    return _merge(base.model_dump(), section)
+    return merge(base.model_dump(), section)
 
 
 def _problem(kind: type[BaseModel], item: Any) -> str:

@@ -110,6 +110,20 @@ class Engine:
         """
         self._engine.backward(loss_sum * (self.ranks.world.size / max(global_tokens, 1.0)))
 
+    def begin_step(self, step: int) -> None:
+        """Tells the model which step (from 0) it is trained in: auxiliary losses and noise are functions of it."""
+        self.module.begin_step(step)
+
+    def selected_shares(self) -> list[float]:
+        """Share of all ranks' tokens that attended in each selective layer since the last call.
+
+        That is in this step, or in what was evaluated after it; empty where the architecture selects nothing.
+        """
+        if self.module.budget is None:
+            return []
+        *attended, tokens = self.ranks.sum(*self.module.budget.reading())
+        return [count / max(tokens, 1.0) for count in attended]
+
     def step(self, learning_rate: float) -> float:
         """One optimizer step at this rate; returns the gradient's norm before clipping."""
         for group in self._engine.optimizer.param_groups:

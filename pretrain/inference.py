@@ -94,9 +94,10 @@ class Trained:
         return tokenizer.decode(ids)
 
 
-def load(run: Path, step: int | None = None) -> Trained:
+def load(run: Path, step: int | None = None, window: int | None = None) -> Trained:
     """The model of a run's newest (or the given) checkpoint, verified first.
 
+    `window` replaces the model's `attention.window`, so that its memory is bounded; it has no weights of its own.
     Raises RunError when there is no such checkpoint or its files are damaged, DataError when its dataset is gone.
     """
     directory = RunDirectory(run)
@@ -111,6 +112,9 @@ def load(run: Path, step: int | None = None) -> Trained:
         )
     if corpus.hash != checkpoint.info().dataset_hash:
         log.warning("%s is not the text that %s was trained on; the figures are of other text.", corpus.path, run)
+    if window is not None:
+        attention = config.model.attention.model_copy(update={"window": window})
+        config = config.model_copy(update={"model": config.model.model_copy(update={"attention": attention})})
     model = LanguageModel(config.model).to(device)
     model.load_state_dict(load_file(checkpoint.weights, device=str(device)))
     return Trained(config, checkpoint, corpus, model.eval(), device)

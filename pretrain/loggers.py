@@ -150,6 +150,8 @@ def _scalars(record: Record) -> dict[str, float]:
     for layer, weights in enumerate(record.get("mixing", [])):
         for branch, weight in zip(record["branches"], weights, strict=True):
             values[f"mixing/{branch}/layer-{layer:02d}"] = weight
+    for layer, share in enumerate(record.get("selected", [])):
+        values[f"selected/{record['kind']}/layer-{layer:02d}"] = share
     return values
 
 

@@ -109,6 +109,7 @@ class Trainer:
         # Dropout is a function of (seed, step, rank): a resumed run needs no saved generator states.
         torch.manual_seed(step_seed(self.config.train.seed, state.step, self.ranks.world.rank))
 
+        self.engine.begin_step(state.step)
         loss_sum = self._accumulate(batch, tokens)
         rate = learning_rate(self.config.optim, state.step, self.config.train.steps, state.validation)
         norm = self.engine.step(rate)

@@ -90,6 +90,11 @@ class Throughput:
         return result
 
 
+def selected(shares: list[float]) -> Record:
+    """The field for the share of tokens that attended in each selective layer; none where nothing is selected."""
+    return {"selected": [round(share, 5) for share in shares]} if shares else {}
+
+
 def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
     """The records of one kind: `train`, `validation` or `event`."""
     return [r for r in records if r["kind"] == kind]

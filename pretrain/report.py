@@ -150,7 +150,31 @@ def _figures(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
             ("Mixing weights after the last step, by layer", _svg(_mixing_by_layer(training[-1]), [], "layer")),
             ("Mixing weights over training, mean of layers", _svg(_mixing_over_time(training), resumes)),
         ]
+    if training[-1].get("selected"):  # only Taipan selects
+        figures.append(
+            ("Share of tokens that attend, by selective layer", _svg(_selected(training, validation), resumes))
+        )
     return figures
+
+
+def _selected(training: list[Record], validation: list[Record]) -> Callable[[Any], None]:
+    def draw(axes: Any) -> None:
+        for layer in range(len(training[-1]["selected"])):
+            (line,) = axes.plot(
+                [r["step"] for r in training],
+                [r["selected"][layer] for r in training],
+                lw=1.2,
+                label=f"layer {layer + 1}",
+            )
+            chosen = [r for r in validation if r.get("selected")]
+            axes.plot(
+                [r["step"] for r in chosen], [r["selected"][layer] for r in chosen], "o", ms=4, color=line.get_color()
+            )
+        axes.set_ylabel("share (dots: validation, without noise)")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+
+    return draw
 
 
 def _mixing_by_layer(record: Record) -> Callable[[Any], None]:

@@ -160,6 +160,7 @@ class Run:
             weights = self.engine.mixing_weights()  # on every rank: gathering them is collective
             mixing["branches"] = list(self.config.model.mixed_branches)
             mixing["mixing"] = [[round(w, 5) for w in layer] for layer in weights]
+        selected = self.engine.selected_shares()
         (waited,) = self.ranks.largest(waited)
         self._record(
             "train",
@@ -172,6 +173,7 @@ class Run:
             mfu=rate * self._flops_per_token() / self.peak_flops,
             data_wait=waited,
             **mixing,
+            **metrics.selected(selected),
         )
 
     def validate(self) -> bool:
@@ -188,6 +190,7 @@ class Run:
             return cut_short
 
         parts = {}
+        self.engine.selected_shares()  # from here on those of the evaluation
         for name, split in self.dataset.splits("validation").items():
             batches = batches_of(split, self.config.data.longest, self.config.eval, self.world)
             with self.engine.evaluating():
@@ -201,7 +204,11 @@ class Run:
         self.state.validation = [*self.state.validation, result.loss]
         self.state.validated_at = self.state.step
         components = {name: part.as_dict() for name, part in parts.items()} if len(parts) > 1 else None
-        self._record("validation", **result.as_dict(), **({"components": components} if components else {}))
+        extra = {
+            **({"components": components} if components else {}),
+            **metrics.selected(self.engine.selected_shares()),
+        }
+        self._record("validation", **result.as_dict(), **extra)
         return True
 
     def save(self) -> None:

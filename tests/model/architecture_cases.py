@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+OPEN = {"window": 5, "budget": 0.5, "noise": False}
+"""Selective attention that about half of the tokens reach, without noise, so that two calls choose alike."""
+
 CASES: dict[str, dict[str, Any]] = {
     "pha": {},
     "pha-rglru": {"gss": {"input_scale": "rglru"}},
@@ -27,6 +30,8 @@ CASES: dict[str, dict[str, Any]] = {
     "transformer-window": {"architecture": "transformer", "attention": {"window": 4}},
     "transformer-no-positions": {"architecture": "transformer", "attention": {"positions": "none"}},
     "mamba2": {"architecture": "mamba2"},
+    "taipan": {"architecture": "taipan", "taipan": {**OPEN, "every": 1}},
+    "taipan-no-block-ffn": {"architecture": "taipan", "taipan": {**OPEN, "every": 2, "block_ffn": False}},
     "mamba2-unscaled": {"architecture": "mamba2", "embedding_scale": "none"},
     "gss": {"architecture": "gss"},
     "gss-random": {"architecture": "gss", "mehta": {"init": "random", "narrow": 0.5}},

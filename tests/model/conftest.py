@@ -41,7 +41,9 @@ def build(nano: ModelConfig) -> Build:
         model = LanguageModel(config)
         with torch.no_grad():  # leave the symmetric start: equal mixing and unit gains hide mistakes
             for name, parameter in model.named_parameters():
-                if (parameter.ndim == 1 and not name.endswith(("gate_bias", "decay"))) or name.endswith("mixing.p"):
+                if (parameter.ndim == 1 and not name.endswith(("gate_bias", "decay"))) or name.endswith(
+                    ("mixing.p", "gate_weight")
+                ):
                     parameter.add_(0.3 * torch.randn_like(parameter))
         return model
 

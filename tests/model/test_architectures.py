@@ -164,7 +164,7 @@ def test_matrices_decay_and_nothing_else(model: LanguageModel) -> None:
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert set(groups["decay"]) == linear
     states = ("A_log", ".C", ".D", "decay", "log_rate", "frequency", "log_step", ".shift_")
-    marks = (*states, "norm", "bias", "mixing", "log_scale", "conv", "embedding", "query_map", "key_map")
+    marks = (*states, "norm", "bias", "mixing", "log_scale", "conv", "embedding", "query_map", "key_map", "gate_weight")
     assert not [name for name in groups["decay"] if any(mark in name for mark in marks)]
     assert all(any(mark in name for mark in marks) for name in groups["no_decay"])
 

@@ -27,7 +27,7 @@ def test_help_is_instant():
 
 
 def test_every_command_has_help():
-    for command in ("train", "config", "info", "eval", "generate", "report", "status", "demo", "data"):
+    for command in ("train", "config", "info", "eval", "generate", "report", "status", "probe", "demo", "data"):
         result = pha(command, "--help")
         assert result.returncode == 0, command
         assert len(result.stdout) > 100

@@ -48,6 +48,18 @@ def test_a_run_without_a_mixture_has_no_figures_of_it(run):
     assert "Mixing" not in page
 
 
+def test_shares_of_tokens_that_attend_have_a_figure(run):
+    file = metrics.MetricsFile(run.metrics)
+    for step in (1, 2):
+        file.write(record(step, selected=[0.1, 0.2], branches=[], mixing=[]))
+    scores = {"loss": 1.0, "perplexity": 2.7, "word_perplexity": 9.0, "bits_per_byte": 1.25}
+    file.write({"kind": "validation", "step": 2, **scores, "selected": [0.0, 0.25]})
+    file.close()
+    page = write_report(run.path).read_text(encoding="utf-8")
+    assert page.count("<svg") == 7
+    assert "Share of tokens that attend" in page
+
+
 def test_a_page_that_needs_nothing_else(run):
     file = metrics.MetricsFile(run.metrics)
     for step in (1, 2, 3):
