@@ -112,8 +112,12 @@ def _compression(report: dict[str, Any]) -> str:
 
 
 def _shown(spec: str) -> str:
-    """A source without the folders of the machine it lay on."""
-    return spec if "://" in spec or "/" not in spec else "/".join(Path(spec).parts[-3:])
+    """A source without the folders of the machine it lay on: a glob from the folder before its first wildcard on."""
+    if "://" in spec or "/" not in spec:
+        return spec
+    parts = Path(spec).parts
+    wild = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), len(parts) - 1)
+    return "/".join(parts[max(0, wild - 1) :])
 
 
 def _cell(text: str) -> str:
