@@ -18,7 +18,7 @@ def teacher(tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     run = folder / "run"
     config = write_config(folder, tiny_dataset, run, CONFIG.replace("pha-nano", "transformer-nano"))
-    assert start(run, config).wait() == 0
+    assert start(run, config, ranks=1).wait() == 0
     return config, run
 
 
@@ -50,7 +50,7 @@ def test_distil_kill_resume_and_fine_tune(teacher, tmp_path):
     assert sha256(newest(killed / "checkpoints").weights) == sha256(newest(whole / "checkpoints").weights)
 
     objective = ("model.preset=hedgehog-nano", f"train.init_from={whole}", f"run_dir={tuned}", "train.zero_stage=3")
-    assert start(tuned, config, *objective).wait() == 0
+    assert start(tuned, config, *objective, ranks=1).wait() == 0
     curve = training(tuned)
     assert curve[14][0] < curve[1][0] and validation(tuned)[14] < validation(whole)[14]
     assert not weights(tuned)["norm.weight"].equal(theirs["norm.weight"]), "all weights are tuned"
