@@ -7,7 +7,8 @@ from torch import Tensor
 
 from data_pipeline.batch import IGNORE, Batch, RowBatch
 from data_pipeline.corpus import Corpus
-from pretrain.config import DataConfig
+from pretrain.config import DataConfig, RunConfig
+from pretrain.errors import RunError
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -17,6 +18,30 @@ def open_corpus(config: DataConfig) -> Corpus:
         cache_dir=config.cache_dir,
         cache_dir_bytes=config.cache_bytes,
         on_damage=config.on_damage,
+    )
+
+
+def resolve(config: RunConfig, dataset: Corpus, lanes: int | None = None) -> RunConfig:
+    """The config with the dataset's vocabulary and the lanes: those given, of the run's first start, or by the batch.
+
+    Raises RunError if vocabulary or schedule do not fit the dataset.
+    """
+    vocab = config.model.vocab_size or dataset.vocab_size
+    if vocab < dataset.vocab_size:
+        raise RunError(
+            f"model.vocab_size ({vocab}) is smaller than the vocabulary of the data "
+            f"({dataset.vocab_size}); leave it out to take the dataset's."
+        )
+    if config.optim.schedule.kind == "plateau" and "validation" not in dataset.split_names:
+        raise RunError(
+            f"The plateau schedule needs validation losses, but {config.data.path} has no validation split; build it "
+            "with one, or choose optim.schedule.kind=cosine."
+        )
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"vocab_size": vocab}),
+            "data": config.data.model_copy(update={"lanes": config.data.lanes or lanes or config.lanes}),
+        }
     )
 
 

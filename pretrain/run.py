@@ -21,7 +21,7 @@ from model.flops import flops_per_token
 from pretrain import data_plan, metrics
 from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
 from pretrain.config import RunConfig
-from pretrain.data import open_corpus, to_device
+from pretrain.data import open_corpus, resolve, to_device
 from pretrain.deepspeed_config import batch_split
 from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
@@ -66,30 +66,6 @@ def train(config: RunConfig) -> int:
     if code == EXIT_DONE and world.is_main:
         write_sample(config)
     return code
-
-
-def resolve(config: RunConfig, dataset: Corpus, lanes: int | None = None) -> RunConfig:
-    """The config with the dataset's vocabulary and the lanes: those given, of the run's first start, or by the batch.
-
-    Raises RunError if vocabulary or schedule do not fit the dataset.
-    """
-    vocab = config.model.vocab_size or dataset.vocab_size
-    if vocab < dataset.vocab_size:
-        raise RunError(
-            f"model.vocab_size ({vocab}) is smaller than the vocabulary of the data "
-            f"({dataset.vocab_size}); leave it out to take the dataset's."
-        )
-    if config.optim.schedule.kind == "plateau" and "validation" not in dataset.split_names:
-        raise RunError(
-            f"The plateau schedule needs validation losses, but {config.data.path} has no validation split; build it "
-            "with one, or choose optim.schedule.kind=cosine."
-        )
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"vocab_size": vocab}),
-            "data": config.data.model_copy(update={"lanes": config.data.lanes or lanes or config.lanes}),
-        }
-    )
 
 
 class Run:

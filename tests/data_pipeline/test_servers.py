@@ -174,7 +174,9 @@ class Nginx:
     """A real nginx that serves a directory from a free port, kept when it is started again."""
 
     def __init__(self, root, folder):
-        self.program = shutil.which("nginx") or pytest.skip("nginx is not installed")
+        self.program = (
+            shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin") or pytest.skip("nginx is not installed")
+        )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]

@@ -12,11 +12,11 @@ import torch
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import Loader
 from pretrain import config_file
+from pretrain.data import resolve
 from pretrain.deepspeed_config import batch_split
 from pretrain.distributed import Ranks, discover
 from pretrain.engine import Engine
 from pretrain.loop import Trainer
-from pretrain.run import resolve
 from pretrain.signals import StopFlag
 from pretrain.state import TrainState
 
