@@ -11,19 +11,17 @@ from tests.e2e.runs import ROOT, pha
 
 
 def test_help_is_instant():
-    """The whole process, start to end; the best of several, because the machine may be busy."""
-    best = float("inf")
-    for _ in range(20):  # on a busy machine a single try says little
+    """0.13 s where `import typer` takes 0.07: measured by that, since machines differ; the best of tries in turn."""
+
+    def seconds(*arguments: str) -> float:
         started = time.perf_counter()
-        result = subprocess.run(
-            [sys.executable, "-m", "pretrain.cli", "--help"], capture_output=True, text=True, cwd=ROOT
-        )
-        best = min(best, time.perf_counter() - started)
+        result = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=ROOT)
         assert result.returncode == 0
-        if best < 0.3:
-            break
-    assert "train" in result.stdout
-    assert best < 0.3
+        return time.perf_counter() - started
+
+    pairs = [(seconds("-m", "pretrain.cli", "--help"), seconds("-c", "import typer")) for _ in range(5)]
+    assert min(help for help, _ in pairs) < 3 * min(bare for _, bare in pairs)
+    assert "train" in pha("--help").stdout
 
 
 def test_every_command_has_help():
