@@ -117,6 +117,10 @@ def measure(config: Path, work: Path, kills: int, seed: int) -> dict[str, Any]:
         current = hashes(output)
         expected = expected or current
         different = [file for file in expected.keys() | current.keys() if expected.get(file) != current.get(file)]
+        if "build.json" in different:
+            raise SystemExit(
+                f"the sources of {config} changed while they were built; leave them alone and start again."
+            )
         if different:
             raise SystemExit(f"the build {name!r} differs from the first in {', '.join(sorted(different))}.")
         found[name]["files"] = len(current)

@@ -35,8 +35,10 @@ class GatedStateSpace(Mixer):
         z = W_o (h * silu(W_f x))
 
     A is diagonal and in (0, 1]: with a dense A the gate does not commute with it, and no parallel form
-    exists. s = 1 is Eq. 2; s = sqrt(1 - a^2) is the input scale of RG-LRU (arXiv 2402.19427). The recurrence
-    is float32 under any autocast or parameter dtype. The three input maps share one matrix, rows u, g, f.
+    exists. s = 1 is Eq. 2; s = sqrt(1 - a^2) is the input scale of RG-LRU (arXiv 2402.19427). With signed gates
+    a = (2 g - 1) * exp(-softplus(lambda)): a token may turn a state's sign, without which no diagonal recurrence
+    keeps count modulo two (arXiv 2411.12537). The recurrence is float32 under any autocast or parameter dtype.
+    The three input maps share one matrix, rows u, g, f.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -44,6 +46,7 @@ class GatedStateSpace(Mixer):
         size = config.gss_size
         self.chunk = config.gss.chunk
         self.input_scale = config.gss.input_scale
+        self.signed = config.gss.gates == "signed"
         self.in_proj = nn.Linear(config.d_model, 3 * size, bias=False)
         self.gate_bias = nn.Parameter(torch.empty(size))
         self.decay = nn.Parameter(torch.empty(size)) if config.gss.decay == "real" else None
@@ -54,7 +57,9 @@ class GatedStateSpace(Mixer):
         inputs, gate, features = self.in_proj(x).chunk(3, dim=-1)
         dtype = torch.promote_types(x.dtype, torch.float32)
         gate = torch.sigmoid(gate + self.gate_bias.to(dtype))
-        decay = gate if self.decay is None else gate * torch.exp(-F.softplus(self.decay.to(dtype)))
+        decay = 2 * gate - 1 if self.signed else gate
+        if self.decay is not None:
+            decay = decay * torch.exp(-F.softplus(self.decay.to(dtype)))
         driven = gate * inputs
         if self.input_scale == "rglru":
             # From the decay before any reset: a document's first token is treated alike in every packing.
@@ -84,4 +89,6 @@ class GatedStateSpace(Mixer):
         if self.decay is not None:
             rate = rate / 2
             self.decay.copy_(torch.log(torch.expm1(rate)))  # softplus(decay) = rate
-        self.gate_bias.copy_(-torch.log(torch.expm1(rate)))  # sigmoid(bias) = exp(-rate)
+        # sigmoid(bias) = exp(-rate), or 2 sigmoid(bias) - 1 where gates have a sign
+        odds = torch.log1p(torch.exp(-rate)) if self.signed else -rate
+        self.gate_bias.copy_(odds - torch.log(-torch.expm1(-rate)))

@@ -66,6 +66,7 @@ class GSSConfig(MixerConfig):
         input_scale: "none" is Eq. 2 as printed; "rglru" multiplies the input by sqrt(1 - a^2), which keeps
             the state's variance independent of the time scale (RG-LRU, arXiv 2402.19427, Eq. 4); it learns
             slightly faster in short runs (0.02 nats after 300 steps).
+        gates: "positive" is Eq. 2's sigmoid in (0, 1); "signed" lets the recurrence's gate range over (-1, 1).
         chunk: tokens in a chunk of the parallel scan. It changes speed, and nothing else beyond rounding.
     """
 
@@ -75,6 +76,7 @@ class GSSConfig(MixerConfig):
     timescale_min: float = 4.0
     timescale_max: float = 2000.0
     input_scale: Literal["none", "rglru"] = "none"
+    gates: Literal["positive", "signed"] = "positive"
     chunk: int = 32
 
     @model_validator(mode="after")

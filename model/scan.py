@@ -123,7 +123,7 @@ def diagonal_scan(a: Tensor, x: Tensor, initial: Tensor | None = None, chunk: in
     Half-precision inputs are widened: the recurrence and its state are float32 (float64 stays float64).
 
     Args:
-        a: decay [B, T, H], each in [0, 1]; 0 forgets everything before (a document start).
+        a: decay [B, T, H], each in [-1, 1]; 0 forgets everything before (a document start).
         x: input [B, T, H].
         initial: state [B, H] before the first token; None is zero.
         chunk: tokens per chunk, at least 1; tokens that fill no chunk are scanned one by one at the end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,12 +10,13 @@ import typer
 
 from pretrain.cli_output import Json, print_json, print_table
 from pretrain.errors import RunError
+from pretrain.markdown import check_section, write_section
 
 if TYPE_CHECKING:
     from benchmarks.data.run import Report
 
-#: What its tables stand between in a Markdown file.
-_SECTION = "pha bench data"
+#: What the tables stand between in a Markdown file.
+_DATA, _ARCHITECTURES = "pha bench data", "pha bench architectures"
 
 bench_app = typer.Typer(help="Measure this stack beside others, on this machine.", no_args_is_help=True)
 
@@ -43,14 +45,8 @@ def bench_data(
     as_json: Json = False,
 ) -> None:
     """Tokenizing, reading, resuming, remote reading and memory, beside other libraries on the same data."""
-    import sys
-
-    from benchmarks.data.errors import BenchError
     from benchmarks.data.run import Options, run
-    from pretrain.markdown import check_section, write_section
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+    from benchmarks.errors import BenchError
 
     options = Options(
         rounds=rounds or (1 if quick else 5),
@@ -63,9 +59,9 @@ def bench_data(
         work=work,
     )
     if write is not None:
-        check_section(write, _SECTION)
+        check_section(write, _DATA)
     try:
-        report = run(options, say)
+        report = run(options, _say)
     except BenchError as error:
         raise RunError(str(error)) from error
     if as_json:
@@ -73,7 +69,59 @@ def bench_data(
     else:
         _print(report)
     if write is not None:
-        write_section(write, _SECTION, report.markdown())
+        write_section(write, _DATA, report.markdown())
+
+
+@bench_app.command("architectures")
+def bench_architectures(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Presets, or PRESET:key=value,key=value; all architectures if none.")
+    ] = None,
+    data: Annotated[Path, typer.Option(help="A dataset; the demo's is made if it is not there.")] = Path("data/demo"),
+    length: Annotated[list[int] | None, typer.Option(help="Tokens a sequence; 512, 2,048 and 8,192 if none.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a training step.")] = 8192,
+    steps: Annotated[int | None, typer.Option(min=2, help="Steps of the first length's run; the protocol's.")] = None,
+    new: Annotated[int, typer.Option(min=1, help="Tokens to decode after each length.")] = 64,
+    recall_steps: Annotated[int, typer.Option(min=0, help="Steps of the recall probe at most; 0: none.")] = 1000,
+    work: Annotated[Path | None, typer.Option(help="A directory for the runs; temporary if not given.")] = None,
+    write: Annotated[Path | None, typer.Option(help="Put the tables into this Markdown file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Train and measure every architecture under one protocol: size, speed, memory, exactness and recall."""
+    from benchmarks.architectures.contestants import DEFAULT
+    from benchmarks.architectures.run import Options, run
+    from benchmarks.errors import BenchError
+
+    options = Options(
+        models=models or DEFAULT,
+        data=data.absolute(),
+        lengths=length or (512, 2048, 8192),
+        tokens=tokens,
+        steps=steps,
+        new=new,
+        recall_steps=recall_steps,
+        work=work,
+    )
+    if write is not None:
+        check_section(write, _ARCHITECTURES)
+    try:
+        report = run(options, _say)
+    except BenchError as error:
+        raise RunError(str(error)) from error
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        for table in report.tables():
+            print_table(table.title, table.columns, table.cells())
+            for remark in table.remarks:
+                print(f"note: {remark}")
+            print()
+    if write is not None:
+        write_section(write, _ARCHITECTURES, report.markdown())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _print(report: Report) -> None:

@@ -32,14 +32,16 @@ def _finite(value: Any) -> Any:
 
 
 def print_table(title: str, columns: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
-    """A table for people on standard output."""
+    """A table for people on standard output, below its title, which is one line however narrow the table is."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(escape(column), justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*map(escape, row))
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(escape(title), style="italic", soft_wrap=True)
+    console.print(table)

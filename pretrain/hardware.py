@@ -1,9 +1,12 @@
-"""What the machine could do at best: the denominator of MFU."""
+"""What the machine could do at best, the denominator of MFU, and what a process has used of it."""
 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -23,6 +26,18 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """The most memory [bytes] that this process has held so far: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:  # what getrusage tells is at least what the process had that started this one
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
 
 
 def peak_flops(device: torch.device) -> float:

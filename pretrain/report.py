@@ -83,6 +83,7 @@ def _summary(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
         ("Tokens seen", f"{last['tokens_seen']:,}"),
         ("Last training loss", f"{last['loss']:.4f} nats/token"),
         ("Median throughput", f"{rates[len(rates) // 2]:,.0f} tokens/s"),
+        ("Most memory of one process", f"{max(r.get('peak_memory', 0) for r in training) / 1e6:,.0f} MB"),
         ("Times resumed", str(sum(r.get("event") == "resume" for r in records))),
     ]
     if validation:

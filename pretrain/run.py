@@ -27,7 +27,7 @@ from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
 from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError, RunFailed
 from pretrain.evaluate import accumulate, batches_of, summarise
-from pretrain.hardware import peak_flops, usable_cores
+from pretrain.hardware import peak_flops, peak_memory, usable_cores
 from pretrain.heartbeat import Heartbeat
 from pretrain.inference import save_weights, write_sample
 from pretrain.initial import Initial
@@ -137,7 +137,7 @@ class Run:
             mixing["branches"] = list(self.config.model.mixed_branches)
             mixing["mixing"] = [[round(w, 5) for w in layer] for layer in weights]
         selected = self.engine.selected_shares()
-        (waited,) = self.ranks.largest(waited)
+        waited, peak = self.ranks.largest(waited, peak_memory())
         self._record(
             "train",
             loss=result.loss,
@@ -148,6 +148,7 @@ class Run:
             tokens_per_s=rate,
             mfu=rate * self._flops_per_token() / self.peak_flops,
             data_wait=waited,
+            peak_memory=int(peak),
             **mixing,
             **metrics.selected(selected),
         )

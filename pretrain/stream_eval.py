@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +17,7 @@ from torch.nn import functional as F
 from model.cache import Cache
 from model.lm import LanguageModel
 from pretrain.errors import RunError
+from pretrain.hardware import peak_memory
 from pretrain.long_text import LongText, Window, windows
 
 LOSS_ROWS = 256
@@ -116,14 +115,6 @@ class Reading:
 def perplexity(loss: float) -> float:
     """exp(loss), or infinity."""
     return math.exp(loss) if loss < 700 else math.inf
-
-
-def peak_memory() -> int:
-    """The most memory [bytes] that this process has held so far: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ def measure(runner: Runner, library: Library) -> Section:
     runner.say("memory of the loader")
     found = runner.attempt(Contestant("memory", "ours", "memory.ours", arguments))
     rss: dict[int, float] = {int(batches): mib for batches, mib in found["rss_mib"].items()}
-    section = Section("memory", "Memory of the loader", ("batches", "resident, MiB"), checks=found)
+    section = Section(key="memory", title="Memory of the loader", columns=("batches", "resident, MiB"), checks=found)
     section.rows = [[f"{batches:,}", mib] for batches, mib in sorted(rss.items())]
     first, last = sizes.memory_batches[-2:]
     growth = (rss[last] - rss[first]) / (last - first) * 10_000

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data.errors import BenchError
 from benchmarks.data.runner import Contestant, Runner
 from benchmarks.data.sizes import Sizes
 from benchmarks.data.stream import BATCH
+from benchmarks.errors import BenchError
 
 #: Where in an epoch a run is resumed.
 PLACES = (0.01, 0.5, 0.99)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks.data.errors import BenchError
 from benchmarks.data.readers import READERS, Library, Reader
 from benchmarks.data.runner import Contestant, Outcome, Runner
 from benchmarks.data.tables import Goal, Section, ratio
+from benchmarks.errors import BenchError
 
 #: Each process that imports torch costs seconds.
 _QUICK_KEYS = ("ours-raw",)
@@ -18,9 +18,9 @@ def measure(runner: Runner, library: Library, thorough: bool = True) -> Section:
     reader makes of it. Raises BenchError.
     """
     section = Section(
-        "reading",
-        "Reading",
-        (
+        key="reading",
+        title="Reading",
+        columns=(
             "",
             "sequences/CPU-s",
             "× webdataset",

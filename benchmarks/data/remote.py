@@ -17,7 +17,7 @@ _LOCATION = "s3://bench/data"
 
 def measure(runner: Runner, library: Library) -> Section:
     """Serve a dataset of ours on loopback and read it. Raises BenchError."""
-    section = Section("remote", "Remote", ("", "MB/s", "× bare client", "MB/CPU-s", "server"))
+    section = Section(key="remote", title="Remote", columns=("", "MB/s", "× bare client", "MB/CPU-s", "server"))
     data, sizes = library.ours(), library.sizes
     with http_server(data, runner.work, runner.environment(peer=False)) as (server, url):
         outcomes = runner.measure(_pair("http", "HTTP", "urllib3", url, data, sizes, {}))

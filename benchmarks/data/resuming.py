@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.data.errors import BenchError
 from benchmarks.data.readers import PLACES, READERS, Library, Reader
 from benchmarks.data.runner import Contestant, Outcome, Runner
-from benchmarks.data.tables import Cell, Goal, Section
+from benchmarks.data.tables import Goal, Section
+from benchmarks.errors import BenchError
+from benchmarks.tables import Cell
 
 #: The rows: one way to resume for each library and form of data.
 _KEYS = (
@@ -21,9 +22,9 @@ def measure(runner: Runner, library: Library, thorough: bool = True) -> Section:
     """Measure all readers at all places in turn. Raises BenchError."""
     places = PLACES if thorough else PLACES[1:2]
     section = Section(
-        "resume",
-        "Resume",
-        ("", "cold, ms", *(f"at {place:.0%}, ms" for place in places), "batch exact"),
+        key="resume",
+        title="Resume",
+        columns=("", "cold, ms", *(f"at {place:.0%}, ms" for place in places), "batch exact"),
     )
     readers = [reader for reader in READERS if reader.key in (_KEYS if thorough else _QUICK_KEYS)]
     stops = [0, *(library.stops[place] for place in places)]

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import memory, reading, remote, resuming, tokenization
-from benchmarks.data.errors import BenchError
-from benchmarks.data.machine import describe
 from benchmarks.data.readers import Library
 from benchmarks.data.runner import ROOT, Runner
 from benchmarks.data.sizes import QUICK, Sizes
 from benchmarks.data.tables import Section
+from benchmarks.errors import BenchError
+from benchmarks.machine import describe
 
 SECTIONS = ("tokenization", "reading", "resume", "remote", "memory")
 

@@ -1,14 +1,12 @@
-"""Tables with goals, as values for JSON and as Markdown."""
+"""Tables with goals, and all that was measured for them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.data.runner import Outcome
-
-Cell = str | float | None
+from benchmarks.tables import Cell, Table, shown
 
 
 @dataclass(frozen=True)
@@ -35,16 +33,12 @@ class Goal:
         return f"{self.text}: {shown(self.value)} ({verdict})" if self.value is not None else f"{self.text}: {verdict}"
 
 
-@dataclass
-class Section:
+@dataclass(kw_only=True)
+class Section(Table):
     """One section's table, goals, remarks and everything that was measured."""
 
     key: str
-    title: str
-    columns: Sequence[str]
-    rows: list[list[Cell]] = field(default_factory=list)
     goals: list[Goal] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
@@ -70,34 +64,11 @@ class Section:
             "contestants": {key: outcome.as_dict() for key, outcome in self.outcomes.items()},
         }
 
-    def cells(self) -> list[tuple[str, ...]]:
-        """The rows as text."""
-        return [tuple(shown(cell) for cell in row) for row in self.rows]
-
-    def markdown(self) -> str:
-        """The section as Markdown."""
-        lines = [f"### {self.title}", "", _row(self.columns), _row(["---", *["---:"] * (len(self.columns) - 1)])]
-        lines += [_row(cells) for cells in self.cells()]
-        lines += ["", *(f"* Goal: {goal.line()}." for goal in self.goals), *(f"* {text}" for text in self.remarks)]
-        return "\n".join(lines).rstrip() + "\n"
-
-
-def shown(value: Cell) -> str:
-    """A cell as people read it: three digits or more."""
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    for bound, digits in ((100, 0), (10, 1), (1, 2), (0.001, 3)):
-        if abs(value) >= bound:
-            return f"{value:,.{digits}f}"
-    return f"{value:,.5f}" if value else "0"
+    def notes(self) -> list[str]:
+        """The goals, then the remarks."""
+        return [*(f"Goal: {goal.line()}." for goal in self.goals), *self.remarks]
 
 
 def ratio(value: float | None, base: float | None) -> float | None:
     """The one over the other, None where either was not measured."""
     return None if value is None or not base else value / base
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

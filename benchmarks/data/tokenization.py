@@ -40,9 +40,9 @@ def measure(runner: Runner, sizes: Sizes, sources: Sequence[str], thorough: bool
         )
     outcomes = runner.measure(_contestants(both, fast, thorough))
     section = Section(
-        "tokenization",
-        "Tokenization",
-        ("", "MB/CPU-s", "× SentencePiece", "MB/s, 1 process", "MB/s, 2 processes", "speed-up"),
+        key="tokenization",
+        title="Tokenization",
+        columns=("", "MB/CPU-s", "× SentencePiece", "MB/s, 1 process", "MB/s, 2 processes", "speed-up"),
         checks={"text": text, "compared": compared},
         outcomes=outcomes,
     )

@@ -16,14 +16,15 @@ import pytest
 import urllib3
 
 from benchmarks import build, scale
-from benchmarks.data.errors import BenchError
 from benchmarks.data.measure import Meter
 from benchmarks.data.readers import READERS, Library
 from benchmarks.data.run import SECTIONS
 from benchmarks.data.runner import Runner
 from benchmarks.data.servers import http_server
 from benchmarks.data.sizes import Sizes
-from benchmarks.data.tables import Goal, Section, shown
+from benchmarks.data.tables import Goal, Section
+from benchmarks.errors import BenchError
+from benchmarks.tables import shown
 from pretrain.cli_bench import bench_data
 from pretrain.errors import RunError
 
@@ -90,7 +91,7 @@ def test_what_is_not_installed_is_said(quick):
 
 
 def test_a_section_is_a_table_with_its_goals():
-    section = Section("x", "Title", ("", "MB/s"), rows=[["ours", 1234.5], ["peer", None]])
+    section = Section(key="x", title="Title", columns=("", "MB/s"), rows=[["ours", 1234.5], ["peer", None]])
     section.goals.append(Goal.least("fast", 3.0, 2.0))
     text = section.markdown()
     assert "| ours | 1,234 |" in text

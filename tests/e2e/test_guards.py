@@ -131,4 +131,4 @@ def test_damaged_data_is_left_out_and_listed_by_choice(tiny_dataset, tmp_path):
         assert result.returncode == 0, result.stderr
     (record,) = [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
     assert (record["split"], record["block"], record["tokens"]) == ("train", block, int(row["tokens"]))
-    assert "1 damaged block(s)" in pha("status", run).stdout.replace("\n", " ")
+    assert "1 damaged block(s)" in pha("status", run).stdout

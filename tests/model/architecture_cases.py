@@ -10,6 +10,7 @@ OPEN = {"window": 5, "budget": 0.5, "noise": False}
 CASES: dict[str, dict[str, Any]] = {
     "pha": {},
     "pha-rglru": {"gss": {"input_scale": "rglru"}},
+    "pha-signed": {"gss": {"gates": "signed"}},
     "pha-ssd": {"gss": {"kind": "ssd"}},
     "pha-mehta": {"gss": {"kind": "mehta"}},
     "pha-window": {"attention": {"window": 5}},

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from model.attention import Attention
 from model.ffn import SwiGLU
-from model.gss import GatedStateSpace
+from model.gss import GatedStateSpace, timescales
 from model.lm import LanguageModel
 from model.loss import linear_cross_entropy
 from model.norm import GatedRMSNorm, RMSNorm
@@ -225,3 +225,39 @@ def test_linear_cross_entropy(chunk: int) -> None:
     torch.testing.assert_close(torch.autograd.grad(3 * chunked, leaves), expected)
     with torch.no_grad():
         torch.testing.assert_close(linear_cross_entropy(hidden, weight, labels, chunk), plain)
+
+
+@pytest.mark.parametrize("gates", ["positive", "signed"])
+def test_gates_start_at_the_timescales(build: Build, gates: str) -> None:
+    module = build(gss={"gates": gates}).layers[0].gss
+    memory = module.empty_memory(1, 1, torch.float32, torch.device("cpu"))
+    memory.tensors["state"] = torch.ones_like(memory.tensors["state"])
+    with torch.no_grad():
+        module(torch.zeros(1, 1, 32), memory=memory)  # no input: the state decays by one step
+    expected = torch.exp(-1 / timescales(build().config)).float()
+    torch.testing.assert_close(memory.tensors["state"][0], expected)
+
+
+def test_signed_gates_count_modulo_two_and_positive_ones_cannot(build: Build) -> None:
+    """The state's sign after each token is that of the number of ones so far, at a length of 400."""
+    bits = torch.randint(0, 2, (400,), generator=torch.Generator().manual_seed(0))
+    signs = {}
+    for gates in ("signed", "positive"):
+        module = build(gss={"gates": gates, "decay": "none"}).layers[0].gss
+        size = module.gate_bias.shape[0]
+        with torch.no_grad():
+            module.in_proj.weight.zero_()
+            module.in_proj.weight[size : 2 * size, 0] = 1.0  # the gate reads channel 0: +20 keeps, -20 turns
+            module.gate_bias.zero_()
+            memory = module.empty_memory(1, 400, torch.float32, torch.device("cpu"))
+            memory.tensors["state"] = torch.ones_like(memory.tensors["state"])
+            seen = []
+            for bit in bits.tolist():
+                x = torch.zeros(1, 1, 32)
+                x[..., 0] = -20.0 if bit else 20.0
+                module(x, memory=memory)
+                seen.append(memory.tensors["state"][0, 0].item())
+        signs[gates] = torch.tensor(seen)
+    expected = 1.0 - 2.0 * (bits.cumsum(0) % 2)
+    torch.testing.assert_close(signs["signed"], expected, rtol=0, atol=1e-4)
+    assert (signs["positive"] >= 0).all()

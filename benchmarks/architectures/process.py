@@ -1,0 +1,35 @@
+"""Commands of this project in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.errors import BenchError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def call(module: str, *arguments: str) -> str:
+    """What `python -m module arguments` prints. Raises BenchError with its last words if it fails."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = (done.stderr.strip() or done.stdout.strip() or "no words").splitlines()[-1]
+        raise BenchError(f"{module} {' '.join(arguments)} ended with exit code {done.returncode}: {words}")
+    return done.stdout
+
+
+def ask(module: str, *arguments: str) -> dict[str, Any]:
+    """The JSON object that it prints."""
+    answer: dict[str, Any] = json.loads(call(module, *arguments))
+    return answer
+
+
+def options(values: Sequence[tuple[str, object]]) -> list[str]:
+    """Pairs of an option and its value, as arguments."""
+    return [text for option, value in values for text in (option, str(value))]
