@@ -20,9 +20,9 @@ from model.flops import flops_per_token
 from model.params import count_parameters
 from pretrain.rundir import RunDirectory
 
-#: The recall probe's learning rates; the better one counts.
-RATES = (3e-3, 1e-2)
-#: And its changes to all models: states too small for a row, and a budget for Taipan's queries among the tokens.
+#: The recall probe's learning rate, and its changes to all models: states too small for a row, and a budget that has
+#: room for the queries.
+RATE = 3e-3
 RECALL = ("model.ssd.state=4", "model.mehta.state=8", "model.taipan.budget=0.3", "model.taipan.noise_steps=300")
 #: Steps of a run that is for speed alone.
 SPEED_STEPS = 6
@@ -77,8 +77,8 @@ def run(options: Options, say: Callable[[str], None]) -> Report:
 
 def _recall(options: Options) -> str:
     return (
-        "accuracy of `pha probe` (8 pairs, 32 tokens, width 64, 2 layers, one seed, the better of the rates "
-        f"{' and '.join(f'{rate:g}' for rate in RATES)}, {', '.join(f'`{word}`' for word in RECALL)}) after at most "
+        f"accuracy of `pha probe` (8 pairs, 32 tokens, width 64, 2 layers, one seed, rate {RATE:g}, "
+        f"{', '.join(f'`{word}`' for word in RECALL)}) after at most "
         f"{options.recall_steps:,} steps; a guess among the row's values has 0.125."
     )
 
@@ -106,9 +106,8 @@ def _measure(contestant: Contestant, options: Options, work: Path, say: Callable
         exactness=ask("benchmarks.architectures.exactness", str(trainings[0].run)),
     )
     if options.recall_steps:
-        rates = [text for rate in RATES for text in ("--rate", str(rate))]
-        limit = ("--steps", str(options.recall_steps))
-        found = ask("pretrain.cli", "probe", contestant.probe, *RECALL, "--task", "mqar", *limit, *rates, "--json")
+        sizes = ("--steps", str(options.recall_steps), "--rate", str(RATE), "--threads", "1")
+        found = ask("pretrain.cli", "probe", contestant.probe, *RECALL, "--task", "mqar", *sizes, "--json")
         measured.recall = found["scores"][0]
     say(f"{contestant.name}: logits' error {measured.exactness['logits']:.1e}")
     return measured
