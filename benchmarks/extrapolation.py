@@ -1,6 +1,6 @@
 """How models that were trained on short sequences read long ones: loss by position, far beyond the training length.
 
-    python benchmarks/extrapolation.py [MODEL ...] [--train-length 256] [--steps 120] [--tokens 16384]
+    python benchmarks/extrapolation.py [MODEL ...] [--train-length 256] [--steps 400] [--tokens 16384]
         [--data data/demo] [--work DIR] [--plot docs/extrapolation.png] [--write docs/architectures.md] [--json]
 
 Each model (`PRESET` or `PRESET:key=value,...`) is trained by `pha train configs/compare.yaml`, with data.seq_len and
@@ -32,7 +32,7 @@ MODELS = (
     *("h3-tiny", "hedgehog-tiny", "mamba2-tiny", "taipan-tiny"),
 )
 #: Tokens of a training step.
-TOKENS = 8192
+TOKENS = 1024
 
 
 def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
     training = train(contestant, data, options.work, options.train_length, TOKENS, options.steps, None)
     bins: dict[int, dict[str, Any]] = {}
     for split in ("validation", "test"):
-        reads = ("--split", split, "--tokens", str(options.tokens + 1), "--json")
+        reads = ("--split", split, "--tokens", str(options.tokens), "--json")
         for entry in ask("pretrain.cli", "eval", str(training.run), "--stream", *reads)["bins"]:
             total = bins.setdefault(entry["first"], {"last": entry["last"], "tokens": 0, "nats": 0.0})
             total["tokens"] += entry["tokens"]
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--train-length", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--data", type=Path, default=Path("data/demo"))
     parser.add_argument("--work", type=Path, default=Path("runs/extrapolation"))

@@ -82,7 +82,7 @@ def bench_architectures(
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a training step.")] = 8192,
     steps: Annotated[int | None, typer.Option(min=2, help="Steps of the first length's run; the protocol's.")] = None,
     new: Annotated[int, typer.Option(min=1, help="Tokens to decode after each length.")] = 64,
-    recall_steps: Annotated[int, typer.Option(min=0, help="Steps of the recall probe at most; 0: none.")] = 1000,
+    recall_steps: Annotated[int, typer.Option(min=0, help="Steps of the recall probe at most; 0: none.")] = 600,
     work: Annotated[Path | None, typer.Option(help="A directory for the runs; temporary if not given.")] = None,
     write: Annotated[Path | None, typer.Option(help="Put the tables into this Markdown file.")] = None,
     as_json: Json = False,
