@@ -21,8 +21,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.architectures.contestants import Contestant
-from benchmarks.architectures.process import ask
 from benchmarks.architectures.training import train
+from benchmarks.process import ask
 from benchmarks.tables import Table
 from pretrain.markdown import check_section, write_section
 

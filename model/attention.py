@@ -12,11 +12,9 @@ from model.cache import KeyValueMemory, KeyValues, Memory, WindowKeyValues
 from model.config import ModelConfig
 from model.init import fill
 from model.mixer import ROWS, Mixer
+from model.rotary import qk_norm_rope
 from model.rows import Rows
 from model.window import banded_attention
-
-NORM_EPS = 1e-12
-"""Added to the squared length of a query or key, so that a zero vector has a finite gradient."""
 
 
 class Attention(Mixer):
@@ -85,24 +83,8 @@ class Attention(Mixer):
         Queries and keys are turned, and with cosine scores normalised, so that their products, times 1/sqrt(head_dim)
         with plain scores, are what the softmax sees.
         """
-        qkv = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, self.head_dim))
-        queries_keys, values = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=2)
-        rotated = self._normalise_and_rotate(queries_keys, rows).to(values.dtype)
-        queries, keys = rotated.split([self.heads, self.kv_heads], dim=2)
-        return queries, keys, values
-
-    def _normalise_and_rotate(self, x: Tensor, rows: Rows) -> Tensor:
-        """Normalise (cosine scores) queries and keys [B, T, heads + kv_heads, head_dim] in float32, then turn them.
-
-        The temperature of each query head rides on the factor of its normalisation.
-        """
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = None
         if self.log_scale is not None:
-            scale = self.log_scale.to(x.dtype).exp().clamp(max=self.scale_max)
-            scale = torch.cat([scale, scale.new_ones(self.kv_heads)])
-            x = x * (torch.rsqrt(x.square().sum(-1, keepdim=True) + NORM_EPS) * scale[:, None])
-        if rows.cos is None or rows.sin is None:
-            return x
-        cos, sin = rows.cos, rows.sin
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+            wide = torch.promote_types(x.dtype, torch.float32)
+            scale = self.log_scale.to(wide).exp().clamp(max=self.scale_max)
+        return qk_norm_rope(self.qkv(x), self.heads, self.kv_heads, scale, rows.cos, rows.sin)

@@ -12,6 +12,7 @@ from model.attention import Attention
 from model.cache import Memory
 from model.config import ModelConfig
 from model.ffn import SwiGLU
+from model.fusion import fuse
 from model.gss import GatedStateSpace
 from model.h3 import H3
 from model.hedgehog_attention import HedgehogAttention
@@ -111,23 +112,25 @@ class ParallelBlock(Block):
         known, memories = Rows(*rows), memory or {}
         normed = self.norm(x)
         weights = self.mixing(normed)
-        mixed: Tensor | None = None
-        for part, weight in zip(self.parts, weights, strict=True):
-            out = self._weighed(part, self._mixer(part)(normed, known, memories.get(part)), weight)
-            mixed = out if mixed is None else mixed + out
-        assert mixed is not None
-        x = mixed.add(x, alpha=self.alpha)
-        hidden = self.norm_main(x)
+        outs = [self._mixer(part)(normed, known, memories.get(part)) for part in self.parts]
+        hidden, stream = self._fuse(outs, weights, x)
         out = self.dropout(self.ffn_main(hidden))
         if self.main_residual == "none":
             return out
-        return out.add(hidden if self.main_residual == "normed" else x, alpha=self.alpha)
+        return out.add(hidden if stream is None else stream, alpha=self.alpha)
 
-    def _weighed(self, part: str, out: Tensor, weight: Tensor) -> Tensor:
-        """Normalise a branch and weigh it: by its gain where all tokens have one weight."""
-        norm = getattr(self, _norm_of(part))
-        out = norm(out, weight) if weight.ndim < 3 else norm(out) * weight.to(out.dtype)
-        return self.dropout(out)
+    def _fuse(self, outs: list[Tensor], weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The normed stream for the main FFN, and the stream itself where its residual starts from it."""
+        norms = [getattr(self, _norm_of(part)) for part in self.parts]
+        raw = self.main_residual == "raw"
+        if weights.ndim < 3:  # all tokens have one weight: it goes with the gain
+            gains = torch.stack([norm(None, scale=weight) for norm, weight in zip(norms, weights, strict=True)])
+            dropout = self.dropout.p if isinstance(self.dropout, nn.Dropout) and self.training else 0.0
+            return fuse(outs, gains, x, self.norm_main(None), self.alpha, self.norm_main.eps, dropout, raw)
+        stream = self.alpha * x
+        for norm, out, weight in zip(norms, outs, weights, strict=True):
+            stream = stream + self.dropout(norm(out) * weight.to(out.dtype))
+        return self.norm_main(stream), stream if raw else None
 
 
 class SequentialBlock(Block):
@@ -149,10 +152,16 @@ class SequentialBlock(Block):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """See `Block`."""
         known, memories = Rows(*rows), memory or {}
+        added: Tensor | None = None
         for part in self.parts:
-            normed = getattr(self, _norm_of(part))(x)
-            x = x + self.dropout(self._mixer(part)(normed, known, memories.get(part)))
-        return x
+            norm = getattr(self, _norm_of(part))
+            if added is None:
+                normed = norm(x)
+            else:
+                normed, x = norm(x, added)
+            added = self.dropout(self._mixer(part)(normed, known, memories.get(part)))
+        assert added is not None
+        return x + added
 
 
 class SelectiveBlock(SequentialBlock):

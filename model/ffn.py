@@ -8,8 +8,16 @@ from torch.nn import functional as F
 from model.cache import Memory
 from model.config import ModelConfig
 from model.init import fill
+from model.kernels.dispatch import fused
 from model.mixer import ROWS, Mixer
 from model.rows import Rows
+
+
+@fused("swiglu")
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up for gate and up [..., F], one behind the other in [..., 2 F] (arXiv 2002.05202)."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 class SwiGLU(Mixer):
@@ -29,8 +37,7 @@ class SwiGLU(Mixer):
 
     def forward(self, x: Tensor, rows: Rows = ROWS, memory: Memory | None = None) -> Tensor:
         """Map x [..., d_model] to [..., d_model], each token by itself."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(swiglu(self.gate_up(x)))
 
     def initialise(self, config: ModelConfig) -> None:
         """Gate and input by themselves, so that their joint matrix counts as two maps."""

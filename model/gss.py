@@ -10,13 +10,10 @@ from torch.nn import functional as F
 
 from model.cache import Memory, States
 from model.config import ModelConfig
+from model.gated_scan import gated_scan
 from model.init import fill
 from model.mixer import ROWS, Mixer
 from model.rows import Rows
-from model.scan import diagonal_scan
-
-INPUT_SCALE_FLOOR = 1e-6
-"""Least 1 - a^2 under the square root of the RG-LRU input scale; it bounds the derivative at 500."""
 
 
 def timescales(config: ModelConfig) -> Tensor:
@@ -54,23 +51,16 @@ class GatedStateSpace(Mixer):
 
     def forward(self, x: Tensor, rows: Rows = ROWS, memory: Memory | None = None) -> Tensor:
         """Run the recurrence over each row [B, T, d_model]; the memory's state enters and the last one replaces it."""
-        inputs, gate, features = self.in_proj(x).chunk(3, dim=-1)
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        gate = torch.sigmoid(gate + self.gate_bias.to(dtype))
-        decay = 2 * gate - 1 if self.signed else gate
+        projected = self.in_proj(x)
+        rate = None
         if self.decay is not None:
-            decay = decay * torch.exp(-F.softplus(self.decay.to(dtype)))
-        driven = gate * inputs
-        if self.input_scale == "rglru":
-            # From the decay before any reset: a document's first token is treated alike in every packing.
-            driven = driven * torch.sqrt((1 - decay.square()).clamp(min=INPUT_SCALE_FLOOR))
-        if rows.keep is not None:
-            decay = decay * rows.keep
+            rate = torch.exp(-F.softplus(self.decay.to(torch.promote_types(x.dtype, torch.float32))))
         initial = memory.tensors["state"] if isinstance(memory, States) else None
-        states, final = diagonal_scan(decay, driven, initial, self.chunk)
+        scaled = self.input_scale == "rglru"
+        y, final = gated_scan(projected, self.gate_bias, rate, rows.starts, initial, self.signed, scaled, self.chunk)
         if isinstance(memory, States):
             memory.tensors["state"] = final.clone()  # a view would keep every state alive
-        return self.out_proj((states * F.silu(features)).to(x.dtype))
+        return self.out_proj(y.to(x.dtype))
 
     def empty_memory(self, batch: int, max_length: int, dtype: torch.dtype, device: torch.device) -> Memory:
         """The state [B, H]."""

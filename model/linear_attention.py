@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from model.chunking import compute_dtype, into_chunks, require_chunk, visible
 from model.errors import ModelError
+from model.kernels.dispatch import fused
 
 NORMALISER_EPS = 1e-12
 """Least normaliser: weights sum to 1 wherever theirs is larger, and a token that matches nothing gets 0."""
@@ -65,6 +66,7 @@ def _sums(
     return sums[:, :length], state
 
 
+@fused("linear_attention")
 def linear_attention(
     phi_q: Tensor,
     phi_k: Tensor,

@@ -7,11 +7,35 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
+from model.kernels.dispatch import fused
+
 IGNORE = -100
 """Label of a token that does not count."""
 
 LOSS_CHUNK = 1024
 """Tokens whose logits exist at a time."""
+
+
+@fused("cross_entropy")
+def softmax_loss_(logits: Tensor, labels: Tensor, ignore: int, gradient: bool) -> Tensor:
+    """Each row's -log softmax(logits)[label], at least float32 [N]; 0 where the label is `ignore`.
+
+    Args:
+        logits: [N, V]; where `gradient` is True, overwritten by the gradient of the sum of the losses.
+        labels: integers [N].
+        ignore: label of a row that does not count.
+        gradient: whether it is wanted.
+    """
+    counts = labels != ignore
+    index = labels.masked_fill(~counts, 0)[:, None]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = F.log_softmax(logits, dim=-1, dtype=wide)
+    losses = -log_probs.gather(1, index).squeeze(1).masked_fill(~counts, 0)
+    if gradient:
+        probs = log_probs.exp_()
+        probs.scatter_add_(1, index, probs.new_full((), -1.0).expand_as(index))
+        logits.copy_(probs.mul_(counts[:, None]))
+    return losses
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
@@ -42,19 +66,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad_weight = torch.zeros_like(weight, dtype=wide) if with_grad else None
             for start in range(0, hidden.shape[0], chunk):
                 rows = slice(start, start + chunk)
-                part, target = hidden[rows].to(dtype), labels[rows]
-                counts = target != IGNORE
-                index = target.masked_fill(~counts, 0)[:, None]
-                log_probs = F.log_softmax(F.linear(part, matrix), dim=-1, dtype=wide)
-                total -= log_probs.gather(1, index).squeeze(1).masked_fill(~counts, 0).sum()
+                part = hidden[rows].to(dtype)
+                logits = F.linear(part, matrix)
+                total += softmax_loss_(logits, labels[rows], IGNORE, with_grad).sum()
                 if grad_hidden is None or grad_weight is None:
                     continue
-                grad_logits = log_probs.exp_()
-                grad_logits.scatter_add_(1, index, grad_logits.new_full((), -1.0).expand_as(index))
-                grad_logits.mul_(counts[:, None])
-                narrow = grad_logits.to(dtype)
-                grad_hidden[rows] = (narrow @ matrix).to(hidden.dtype)
-                grad_weight += narrow.t() @ part
+                grad_hidden[rows] = (logits @ matrix).to(hidden.dtype)
+                grad_weight += logits.t() @ part
         if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden, grad_weight.to(weight.dtype))
         return total

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.kernels.dispatch import fused
+
+
+@fused("rms_norm")
+def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * gain over the last dimension of x [..., d], computed in at least float32 (arXiv 1910.07467, Eq. 4).
+
+    The result has the dtype of x.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(dtype), gain.shape, gain.to(dtype), eps).to(x.dtype)
+
+
+@fused("rms_norm")
+def add_rms_norm(x: Tensor, added: Tensor, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`rms_norm` of x + added, and that sum, both in the dtype of x."""
+    total = (x + added).to(x.dtype)
+    return rms_norm(total, gain, eps), total
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * gain over the last dimension, computed in float32 (arXiv 1910.07467, Eq. 4).
+    """`rms_norm` with a learned gain.
 
     Args:
         size: channels.
@@ -22,15 +42,21 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Normalise x [..., size]; the result has its shape and dtype.
+    def forward(self, x: Tensor | None, added: Tensor | None = None, scale: Tensor | None = None) -> Any:
+        """Normalise x [..., size], or x + added, in the dtype of x.
 
-        `scale`, a scalar or [size], multiplies the result. It meets the gain, `size` numbers, and not the
-        activations.
+        Args:
+            x: None asks for the gain alone, times `scale`: what joins several norms into one operation needs no more.
+            added: then the sum is returned too.
+            scale: a scalar or [size], which multiplies the gain, `size` numbers, and not the activations.
+
+        Returns:
+            The normed tensor; with `added`, a pair of it and the sum; without `x`, the gain [size].
         """
-        weight = self.weight if scale is None else self.weight * scale
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(dtype), weight.shape, weight.to(dtype), self.eps).to(x.dtype)
+        if x is None:  # never the parameter itself, which a sharding engine takes away after the call
+            return self.weight.clone() if scale is None else self.weight * scale
+        gain = self.weight if scale is None else self.weight * scale
+        return rms_norm(x, gain, self.eps) if added is None else add_rms_norm(x, added, gain, self.eps)
 
     def initialise(self, config: ModelConfig) -> None:
         """Gains start at 1."""

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.chunking import compute_dtype, into_chunks, require_chunk, visible
 from model.errors import ModelError
+from model.kernels.dispatch import fused
 
 
 def _segment_decay(log_decay: Tensor, inside: Tensor) -> Tensor:
@@ -94,6 +95,7 @@ def _step(
     return y.reshape(x.shape), state
 
 
+@fused("ssd")
 def ssd(
     x: Tensor,
     dt: Tensor,

@@ -14,9 +14,10 @@ from pretrain.markdown import check_section, write_section
 
 if TYPE_CHECKING:
     from benchmarks.data.run import Report
+    from benchmarks.tables import Table
 
 #: What the tables stand between in a Markdown file.
-_DATA, _ARCHITECTURES = "pha bench data", "pha bench architectures"
+_DATA, _ARCHITECTURES, _KERNELS = "pha bench data", "pha bench architectures", "pha bench kernels"
 
 bench_app = typer.Typer(help="Measure this stack beside others, on this machine.", no_args_is_help=True)
 
@@ -111,17 +112,56 @@ def bench_architectures(
     if as_json:
         print_json(report.as_dict())
     else:
-        for table in report.tables():
-            print_table(table.title, table.columns, table.cells())
-            for remark in table.remarks:
-                print(f"note: {remark}")
-            print()
+        _print_tables(report.tables())
     if write is not None:
         write_section(write, _ARCHITECTURES, report.markdown())
 
 
+@bench_app.command("kernels")
+def bench_kernels(
+    presets: Annotated[list[str] | None, typer.Argument(help="Whose shapes; pha-125m and pha-180m if none.")] = None,
+    aot: Annotated[bool, typer.Option("--aot", help="Only compile for GPUs: registers, spills, occupancy.")] = False,
+    traffic: Annotated[bool, typer.Option("--bytes", help="Only count bytes, in Triton's interpreter.")] = False,
+    target: Annotated[list[str] | None, typer.Option(help="sm_80, sm_90, sm_100 or gfx942; all if none.")] = None,
+    tokens: Annotated[int, typer.Option(min=64, help="Of the inputs whose bytes are counted.")] = 512,
+    write: Annotated[Path | None, typer.Option(help="Put the tables into this Markdown file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What Triton kernels move and need, without a GPU: bytes beside their floors, registers, spills, occupancy."""
+    from benchmarks.errors import BenchError
+    from benchmarks.kernels.run import Options, run
+
+    options = Options(
+        presets=presets or ("pha-125m", "pha-180m"),
+        aot=aot or not traffic,
+        traffic=traffic or not aot,
+        targets=target or (),
+        tokens=tokens,
+    )
+    if write is not None:
+        check_section(write, _KERNELS)
+    try:
+        report = run(options, _say)
+    except BenchError as error:
+        raise RunError(str(error)) from error
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _print_tables(report.tables())
+    if write is not None:
+        write_section(write, _KERNELS, report.markdown())
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
+
+
+def _print_tables(tables: list[Table]) -> None:
+    for table in tables:
+        print_table(table.title, table.columns, table.cells())
+        for remark in table.remarks:
+            print(f"note: {remark}")
+        print()
 
 
 def _print(report: Report) -> None:

@@ -179,6 +179,8 @@ class TrainConfig(Section):
     `transformer` for a `hedgehog`."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 autocast over fp32 weights on GPUs, fp32 on CPUs (where bf16 has no hardware)."""
+    kernels: Literal["auto", "reference", "triton"] = "auto"
+    """`auto`: Triton kernels on GPUs, plain PyTorch elsewhere; see `model.kernels.dispatch`."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     recompute: RecomputeConfig = RecomputeConfig()
     threads: int | None = Field(None, ge=1, le=4096)

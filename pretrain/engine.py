@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.distill import AttentionMatching
+from model.kernels import dispatch
 from model.lm import LanguageModel
 from pretrain.config import RunConfig
 from pretrain.deepspeed_config import deepspeed_config
@@ -61,6 +62,7 @@ class Engine:
         self.config, self.ranks = config, ranks
         self.device = ranks.device
         self._deepspeed = import_deepspeed(self.device)
+        log.info("%s.", dispatch.choose(config.train.kernels, self.device))
         torch.manual_seed(config.train.seed)
         self._model = model = LanguageModel(config.model).to(self.device)
         if initial is not None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.architectures.contestants import DEFAULT, Contestant
-from benchmarks.architectures.process import ask, call
 from benchmarks.architectures.report import Measured, Report
 from benchmarks.architectures.training import train
 from benchmarks.errors import BenchError
 from benchmarks.machine import describe
+from benchmarks.process import ask, call
 from model.flops import flops_per_token
 from model.params import count_parameters
 from pretrain.rundir import RunDirectory

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.architectures.contestants import Contestant
-from benchmarks.architectures.process import ROOT, call
+from benchmarks.process import ROOT, call
 from pretrain import metrics
 from pretrain.rundir import RunDirectory
 

@@ -22,7 +22,7 @@ def chunks_and_lengths(largest: int = 9) -> st.SearchStrategy[tuple[int, int]]:
 
 def normal(generator: torch.Generator, *shape: int) -> Tensor:
     """Standard normal numbers in float64."""
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def random_starts(generator: torch.Generator, batch: int, length: int, share: float = 0.2) -> Tensor:

@@ -1,0 +1,85 @@
+"""How kernels are launched: in one place, so that launches can be described without a GPU, or counted."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+Grid = tuple[int, ...] | Callable[[dict[str, Any]], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel.
+
+    Attributes:
+        kernel: the function that `triton.jit` made.
+        grid: its programs.
+        arguments: by name, tensors and constants too.
+        warps, stages: of the compiler.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    warps: int
+    stages: int
+
+
+_watchers: list[Callable[[Launch], None]] = []
+
+
+@contextlib.contextmanager
+def describing() -> Iterator[list[Launch]]:
+    """Inside, kernels are not run: what would have been launched is put into the list. Tensors may be "meta"."""
+    launches: list[Launch] = []
+    _watchers.append(launches.append)
+    try:
+        yield launches
+    finally:
+        _watchers.remove(launches.append)
+
+
+def launch(kernel: Any, grid: Grid, *args: Any, warps: int = 4, stages: int = 2, **constants: Any) -> None:
+    """Run the programs of `grid`, a tuple or a function of the constants."""
+    if not _watchers:
+        kernel[grid](*args, **constants, num_warps=warps, num_stages=stages)
+        return
+    names = list(kernel.arg_names)
+    arguments = {**dict(zip(names, args, strict=False)), **constants}
+    programs = grid(arguments) if callable(grid) else grid
+    for watcher in _watchers:
+        watcher(Launch(kernel, programs, arguments, warps, stages))
+
+
+def power_of_2(least: int) -> int:
+    """The smallest power of two that is at least `least`."""
+    return 1 << max(0, least - 1).bit_length()
+
+
+def blocks(size: int, block: int) -> int:
+    """How many blocks cover `size`."""
+    return -(-size // block)
+
+
+def processors(tensor: Tensor) -> int:
+    """Multiprocessors of the tensor's device; 2 where it is no GPU, so that loops over rows are tested."""
+    if tensor.device.type != "cuda":
+        return 132 if tensor.device.type == "meta" else 2
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count
+
+
+def programs_over_rows(tensor: Tensor, rows: int, waves: int = 8) -> int:
+    """Programs of a kernel that loops over rows: enough to fill the device, and few partial sums to add up."""
+    return max(1, min(rows, waves * processors(tensor)))
+
+
+def version() -> str:
+    """Triton's version."""
+    return str(triton.__version__)

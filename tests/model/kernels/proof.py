@@ -1,0 +1,63 @@
+"""How a kernel is held against its definition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.kernels import dispatch
+from tests.model.ops import values_and_gradients
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""Allowed relative error, |measured - expected| / |expected| over a whole tensor."""
+
+DTYPES = st.sampled_from(list(TOLERANCE))
+
+SEEDS = st.integers(0, 2**31 - 1)
+
+fresh = settings(derandomize=False, max_examples=10, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+"""Other shapes and numbers in every run; a failure prints how to repeat it, and is not made smaller: that is slow."""
+
+
+def relative_error(measured: Tensor, expected: Tensor) -> float:
+    """|measured - expected| / |expected|; infinite where anything is not finite."""
+    difference = (measured.double() - expected.double()).norm().item()
+    size = expected.double().norm().item()
+    if difference != difference:
+        return float("inf")
+    return difference / size if size > 0 else difference
+
+
+def errors(
+    kernel: Callable[..., Sequence[Tensor]],
+    definition: Callable[..., Sequence[Tensor]],
+    leaves: Sequence[Tensor],
+    dtype: torch.dtype,
+    seed: int,
+) -> list[float]:
+    """Errors of outputs and gradients of `kernel` in `dtype` against `definition` in float64 on the same numbers."""
+    rounded = [leaf.to(dtype) for leaf in leaves]
+    measured = values_and_gradients(kernel, rounded, dtype, seed)
+    device = torch.device("cpu")
+    dispatch.choose("reference", device)
+    try:
+        expected = values_and_gradients(definition, [leaf.double() for leaf in rounded], torch.float64, seed)
+    finally:
+        dispatch.choose("triton", device)
+    return [relative_error(m, e) for m, e in zip(measured, expected, strict=True)]
+
+
+def prove(
+    operation: Callable[..., Sequence[Tensor]],
+    leaves: Sequence[Tensor],
+    dtype: torch.dtype,
+    seed: int,
+    kernel: Callable[..., Sequence[Tensor]] | None = None,
+) -> None:
+    """The kernel behind `operation` (or `kernel`) gives the operation's values and gradients."""
+    found = errors(kernel or operation, operation, leaves, dtype, seed)
+    assert max(found) < TOLERANCE[dtype], found
