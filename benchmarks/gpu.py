@@ -6,20 +6,20 @@
 
 Each operation runs forward and backward as its definition in eager PyTorch, compiled by torch.compile, as our kernel,
 and as other projects' kernels where they are installed (their limits are in `benchmarks/kernels/peers.py`). Medians of
-device events, all in one process. Errors are those of the kernel in the case's dtypes against the definition in float64
-on the same numbers, as |difference| / |expected|, the largest of outputs and gradients. Models are trained for a
-few steps on random tokens under bf16 autocast with AdamW, once with kernels and once without.
+device events around a CUDA graph of both passes, all in one process. Errors are those of the kernel in the case's
+dtypes against the definition in float64 on the same numbers, as |difference| / |expected|, the largest of outputs and
+gradients. Models are trained for a few steps on random tokens under bf16 autocast with AdamW, with kernels and without.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from benchmarks.kernels.cases import Case, cases, floor, gradients
 from benchmarks.kernels.peers import peers, versions
 from benchmarks.tables import Table
 from model.kernels import dispatch
+from model.kernels.interpreter import whole_rows
 from model.lm import LanguageModel
 from model.presets import preset
 from pretrain.markdown import check_section, write_section
@@ -54,7 +55,7 @@ def say(text: str) -> None:
 
 def times(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
     """Median milliseconds of a call."""
-    for _ in range(3 if repeats > 1 else 0):
+    for _ in range(2 if repeats > 1 else 0):
         run()
     found = []
     for _ in range(repeats):
@@ -72,21 +73,39 @@ def times(run: Callable[[], Any], device: torch.device, repeats: int) -> float:
     return statistics.median(found)
 
 
+def graphed(run: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
+    """`run` recorded as a CUDA graph, which leaves out what Python takes to launch it; itself on a CPU."""
+    if device.type != "cuda":
+        return run
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):  # what compiles or tunes itself does so before
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
 def both_passes(case: Case, run: Callable[..., Sequence[torch.Tensor]]) -> Callable[[], None]:
-    """The forward and the backward pass of `run` on the case's leaves."""
+    """The forward and the backward pass of `run` on the case's leaves, under the autocast of training."""
 
     def go() -> None:
-        outputs = run(*case.leaves)
+        device = (*case.leaves, *case.fixed)[0].device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            outputs = run(*case.leaves)
         if case.leaves:
             gradients(case, outputs)
 
     return go
 
 
-def error(case: Case) -> float:
-    """Largest relative error of the kernel's outputs and gradients."""
+def error(case: Case) -> float | None:
+    """Largest relative error of the kernel's outputs and gradients; None where the case has none to compare."""
     if not case.leaves:
-        return float("nan")
+        return None
     dispatch.choose("triton", case.leaves[0].device)
     outputs = case.run(*case.leaves)
     measured = [*outputs, *gradients(case, outputs)]
@@ -97,32 +116,36 @@ def error(case: Case) -> float:
     worst = 0.0
     for ours, theirs in zip(measured, expected, strict=True):
         if ours is not None and theirs is not None:
-            worst = max(worst, float((ours.double() - theirs).norm() / theirs.norm().clamp(min=1e-30)))
+            worst = max(worst, ((ours.double() - theirs).norm() / theirs.norm().clamp(min=1e-30)).item())
     return worst
 
 
-def measure(case: Case, device: torch.device, repeats: int, compiled: bool) -> dict[str, Any]:
+def measure(case: Case, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
     """Times of one case by everyone who has it."""
     found: dict[str, Any] = {"name": case.name, "ms": {}, "failed": {}}
+    repeats = options.repeats
     dispatch.choose("reference", device)
-    found["ms"]["eager"] = times(both_passes(case, case.run), device, repeats)
-    if device.type == "cuda" and case.leaves and compiled:
-        attempt(found, "torch.compile", lambda: times(both_passes(case, torch.compile(case.run)), device, repeats))
+    attempt(found, "eager", case, case.run, device, repeats)
+    if device.type == "cuda" and case.pointwise and options.compile:
+        attempt(found, "torch.compile", case, torch.compile(case.run), device, repeats)
         torch._dynamo.reset()
     dispatch.choose("triton", device)
-    found["ms"]["kernel"] = times(both_passes(case, case.run), device, repeats)
+    attempt(found, "kernel", case, case.run, device, repeats)
     if device.type == "cuda":
         for name, run in peers(case.name).items():
-            attempt(found, name, partial(times, both_passes(case, run), device, repeats))
-        moved = sum(floor(case, case.run(*case.leaves))[: 2 if case.leaves else 1])
-        found["floor_TB_s"] = moved / found["ms"]["kernel"] / 1e9
+            attempt(found, name, case, run, device, repeats)
+        if "kernel" in found["ms"]:
+            moved = sum(floor(case, case.run(*case.leaves))[: 2 if case.leaves else 1])
+            found["floor_TB_s"] = moved / found["ms"]["kernel"] / 1e9
     return found
 
 
-def attempt(found: dict[str, Any], name: str, run: Callable[[], float]) -> None:
+def attempt(
+    found: dict[str, Any], name: str, case: Case, run: Callable[..., Any], device: torch.device, repeats: int
+) -> None:
     """Note a time, or why there is none: other projects' kernels may not bear a shape or a version."""
     try:
-        found["ms"][name] = run()
+        found["ms"][name] = times(graphed(both_passes(case, run), device), device, repeats)
     except Exception as problem:
         found["failed"][name] = f"{type(problem).__name__}: {problem}".splitlines()[0][:200]
 
@@ -154,21 +177,26 @@ def train(name: str, mode: str, device: torch.device, batch: int, tokens: int, s
     return {"tokens_per_s": 1e3 * batch * tokens / milliseconds, "peak_bytes": peak, "losses": losses}
 
 
-def models(names: Sequence[str], device: torch.device, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every model with and without kernels."""
-    found = []
-    for name in names:
-        entry: dict[str, Any] = {"name": name}
-        for mode in ("reference", "triton"):
-            try:
-                entry[mode] = train(name, mode, device, options.batch, options.tokens, options.steps)
-            except Exception as problem:  # one model's failure must not cost the others' figures
-                entry[mode] = {"failed": f"{type(problem).__name__}: {problem}".splitlines()[0][:300]}
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        say(json.dumps(entry))
-        found.append(entry)
-    return found
+def model_steps(name: str, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
+    """A model with and without kernels."""
+    entry: dict[str, Any] = {"name": name}
+    for mode in ("reference", "triton"):
+        try:
+            entry[mode] = train(name, mode, device, options.batch, options.tokens, options.steps)
+        except Exception as problem:  # one model's failure must not cost the others' figures
+            entry[mode] = {"failed": f"{type(problem).__name__}: {problem}".splitlines()[0][:300]}
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    say(json.dumps(entry))
+    return entry
+
+
+def keep(found: dict[str, Any], file: Path | None) -> None:
+    """Write what has been measured so far: a time limit costs no figures."""
+    if file is not None:
+        file.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    if found["cases"]:
+        say(json.dumps(found["cases"][-1]))
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
@@ -181,7 +209,8 @@ def tables(found: dict[str, Any]) -> list[Table]:
     for case in found["cases"]:
         cells = [None if name not in case["ms"] else f"{case['ms'][name]:.3f}" for name in names]
         rate = case.get("floor_TB_s")
-        speed.rows.append([case["name"], f"{case['error']:.1e}", *cells, None if rate is None else f"{rate:.2f}"])
+        worst = None if case["error"] is None else f"{case['error']:.1e}"
+        speed.rows.append([case["name"], worst, *cells, None if rate is None else f"{rate:.2f}"])
     speed.remarks.append(
         f"{found['batch']} x {found['tokens']} tokens; medians of {found['repeats']} calls; "
         + ", ".join(f"{name} {number}" for name, number in found["versions"].items() if number)
@@ -246,20 +275,20 @@ def main() -> None:
         "models": [],
     }
     half = torch.bfloat16 if device.type == "cuda" else torch.float32
+    for name in () if options.skip_models else options.models:
+        found["models"].append(model_steps(name, device, options))
+        keep(found, options.json)
     small = cases(preset(options.preset), min(2, options.batch), min(1000, options.tokens), device, half)
-    for case, little in zip(
-        cases(preset(options.preset), options.batch, options.tokens, device, half), small, strict=True
-    ):
-        if not options.only or case.name in options.only:
-            found["cases"].append({**measure(case, device, options.repeats, options.compile), "error": error(little)})
-            say(json.dumps(found["cases"][-1]))
+    large = cases(preset(options.preset), options.batch, options.tokens, device, half)
+    with whole_rows() if device.type == "cpu" else contextlib.nullcontext():
+        for case, little in zip(large, small, strict=True):
+            if not options.only or case.name in options.only:
+                found["cases"].append({**measure(case, device, options), "error": error(little)})
+                keep(found, options.json)
     found["broken"] = dispatch.broken()
-    if not options.skip_models:
-        found["models"] = models(options.models, device, options)
+    keep(found, options.json)
     text = "\n".join(table.markdown() for table in tables(found))
     print(text)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
     if options.write is not None:
         write_section(options.write, SECTION, text)
 

@@ -140,11 +140,11 @@ class _Chunked(torch.autograd.Function):
         known = (q, k, v, *decays, states, leaving, grad)
         heads = (z.key_heads, z.query_heads)
         by_value = (*known, grad_v, grad_dt, grad_a, *sizes, *heads)
-        narrow = {"BN": z.block_state(STATE // 2 if z.wide else STATE), "warps": 8, "stages": 1}
+        narrow = {"BN": z.block_state(STATE // 4), "warps": 8, "stages": 1}
         launch(values_kernel, (z.chunks, z.batch * z.heads), *by_value, R=share, **constants, **narrow)
         by_key = (*known, grad_q, grad_k, *sizes, z.key_heads)
         serves = {"S": z.outputs // z.key_heads, "R": share, "SHARED": z.query_heads == z.key_heads}
-        narrow["BN"] = z.block_state(STATE // 4 if z.wide else STATE // 2)
+        narrow["BN"] = z.block_state(STATE // 4)
         grid = (blocks(z.state, narrow["BN"]), z.chunks, z.batch * z.key_heads)
         launch(keys_kernel, grid, *by_key, **serves, **constants, **narrow)
         grads = (grad_q, grad_k, grad_v)

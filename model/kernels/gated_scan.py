@@ -14,6 +14,7 @@ summed over a program's tokens, and over programs by the caller: no atomics.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from model.kernels.launch import blocks, launch, processors
+from model.kernels.launch import blocks, bucket, launch, processors, tuned
 
 CHUNK = 64
 """Tokens of a tile."""
 
 BLOCK = 32
 """Channels of a tile."""
+
+_CHOICES = tuple({"BLOCK": block, "warps": warps} for block, warps in ((32, 4), (64, 8), (64, 4)))
+_KEYS = ("H", "bucket", "ONE_PASS", "STARTS", "SIGNED", "SCALED")
 
 _FLOOR = tl.constexpr(1e-6)  # INPUT_SCALE_FLOOR of the definition
 
@@ -158,9 +162,10 @@ def _pass_kernel(products, ends, first, last, H, n,
     tl.store(last + row * H + channels, state, mask=mask)
 
 
+@tuned(*_CHOICES, key=_KEYS)
 @triton.jit
 def _forward_kernel(projected, bias, rate, starts, initial,
-                    entering, y, final, T, H, n,
+                    entering, y, final, T, H, n, bucket,
                     CHUNK: tl.constexpr, BLOCK: tl.constexpr, STARTS: tl.constexpr, SIGNED: tl.constexpr,
                     SCALED: tl.constexpr, INITIAL: tl.constexpr, ONE_PASS: tl.constexpr):
     """Scan and filter. In one pass the states that enter the chunks are written; else they are read."""
@@ -193,10 +198,11 @@ def _forward_kernel(projected, bias, rate, starts, initial,
         tl.store(final + row * H + channels, state, mask=mask)
 
 
+@tuned({"BLOCK": 32, "warps": 8}, *_CHOICES, key=_KEYS)
 @triton.jit
 def _backward_kernel(projected, bias, rate, starts, entering,
                      gradient, last, leaving, grad_projected, grad_bias,
-                     grad_rate, grad_initial, T, H, n,
+                     grad_rate, grad_initial, T, H, n, bucket,
                      CHUNK: tl.constexpr, BLOCK: tl.constexpr, STARTS: tl.constexpr, SIGNED: tl.constexpr,
                      SCALED: tl.constexpr, LAST: tl.constexpr, ONE_PASS: tl.constexpr):
     """Adjoint states from the row's end, and the gradients of a tile. `leaving` is what enters a chunk from behind."""
@@ -262,6 +268,12 @@ def one_pass(projected: Tensor) -> bool:
     return batch * blocks(width // 3, BLOCK) >= 4 * processors(projected)
 
 
+def _grid(size: int, batch: int, chunks: int | None) -> Callable[[dict[str, Any]], tuple[int, ...]]:
+    """Programs for blocks of channels, for chunks unless a program walks along them, and for rows."""
+    walked = () if chunks is None else (chunks,)
+    return lambda constants: (blocks(size, constants["BLOCK"]), *walked, batch)
+
+
 class _GatedScan(torch.autograd.Function):
     """See `model.gated_scan.gated_scan`; `walk` chooses the form."""
 
@@ -282,20 +294,20 @@ class _GatedScan(torch.autograd.Function):
         new: Any = lambda *shape: projected.new_empty(shape, dtype=torch.float32)  # noqa: E731
         entering, final, y = new(batch, count, size), new(batch, size), projected.new_empty(batch, length, size)
         own = torch.ones_like(bias) if rate is None else rate
-        flags = {"CHUNK": CHUNK, "BLOCK": BLOCK, "STARTS": starts is not None, "SIGNED": signed}
+        flags = {"CHUNK": CHUNK, "STARTS": starts is not None, "SIGNED": signed}
         sizes, columns = (length, size, count), blocks(size, BLOCK)
         known = (projected, bias, own, bias if starts is None else starts)
         if not walk:
             products = new(batch, count, size)
             grid = (columns, count, batch)
-            launch(_reduce_kernel, grid, *known, products, entering, *sizes, **flags, SCALED=scaled)
+            launch(_reduce_kernel, grid, *known, products, entering, *sizes, **flags, BLOCK=BLOCK, SCALED=scaled)
             first = entering if initial is None else initial
             passing = {"BLOCK": BLOCK, "FIRST": initial is not None, "REVERSE": False}
             launch(_pass_kernel, (columns, batch), products, entering, first, final, size, count, **passing, warps=1)
         launch(
             _forward_kernel,
-            (columns, batch) if walk else (columns, count, batch),
-            *(*known, bias if initial is None else initial, entering, y, final, *sizes),
+            _grid(size, batch, None if walk else count),
+            *(*known, bias if initial is None else initial, entering, y, final, *sizes, bucket(batch * length)),
             **flags,
             SCALED=scaled,
             INITIAL=initial is not None,
@@ -315,7 +327,7 @@ class _GatedScan(torch.autograd.Function):
         size, count = width // 3, entering.shape[1]
         grad = projected.new_zeros(batch, length, size) if grad is None else grad.contiguous()
         own = torch.ones_like(bias) if rate is None else rate
-        flags = {"CHUNK": CHUNK, "BLOCK": BLOCK, "STARTS": starts is not None, "SIGNED": signed}
+        flags = {"CHUNK": CHUNK, "STARTS": starts is not None, "SIGNED": signed}
         sizes, columns = (length, size, count), blocks(size, BLOCK)
         known = (projected, bias, own, bias if starts is None else starts)
         leaving, grad_initial = torch.empty_like(entering), torch.empty_like(entering[:, 0])
@@ -323,7 +335,7 @@ class _GatedScan(torch.autograd.Function):
         if not walk:
             products = torch.empty_like(entering)
             grid = (columns, count, batch)
-            launch(_reduce_back_kernel, grid, *known, grad, products, leaving, *sizes, **flags)
+            launch(_reduce_back_kernel, grid, *known, grad, products, leaving, *sizes, **flags, BLOCK=BLOCK)
             passing = {"BLOCK": BLOCK, "FIRST": grad_final is not None, "REVERSE": True}
             launch(
                 _pass_kernel, (columns, batch), products, leaving, last, grad_initial, size, count, **passing, warps=1
@@ -333,8 +345,9 @@ class _GatedScan(torch.autograd.Function):
         grad_rate = torch.empty_like(grad_bias)
         launch(
             _backward_kernel,
-            (columns, batch) if walk else (columns, count, batch),
+            _grid(size, batch, None if walk else count),
             *(*known, entering, grad, last, leaving, grad_projected, grad_bias, grad_rate, grad_initial, *sizes),
+            bucket(batch * length),
             **flags,
             SCALED=scaled,
             LAST=grad_final is not None,

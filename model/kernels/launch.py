@@ -32,6 +32,41 @@ class Launch:
     stages: int
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """A kernel whose tile and warps are measured on the GPU, once for each value of its keys, and kept on disk.
+
+    Where nothing is measured (described, interpreted) the first choice counts.
+
+    Attributes:
+        kernel: the function that `triton.jit` made.
+        choices: constants, and "warps".
+        tuner: what `triton.autotune` made of both.
+    """
+
+    kernel: Any
+    choices: tuple[dict[str, int], ...]
+    tuner: Any
+
+
+def tuned(*choices: dict[str, int], key: tuple[str, ...]) -> Callable[[Any], Tuned]:
+    """Let the GPU choose among `choices` for each value of the arguments in `key`, few of them: see `bucket`."""
+
+    def decorate(kernel: Any) -> Tuned:
+        configs = [
+            triton.Config({k: v for k, v in choice.items() if k != "warps"}, num_warps=choice["warps"], num_stages=2)
+            for choice in choices
+        ]
+        return Tuned(kernel, choices, triton.autotune(configs, key=list(key), cache_results=True)(kernel))
+
+    return decorate
+
+
+def bucket(size: int) -> int:
+    """The power of two above a size: sizes of one bucket are tuned once."""
+    return power_of_2(size)
+
+
 _watchers: list[Callable[[Launch], None]] = []
 
 
@@ -48,6 +83,13 @@ def describing() -> Iterator[list[Launch]]:
 
 def launch(kernel: Any, grid: Grid, *args: Any, warps: int = 4, stages: int = 2, **constants: Any) -> None:
     """Run the programs of `grid`, a tuple or a function of the constants."""
+    if isinstance(kernel, Tuned):
+        if not _watchers and not triton.knobs.runtime.interpret:
+            kernel.tuner[grid](*args, **constants)
+            return
+        chosen = dict(kernel.choices[0])
+        warps, kernel = chosen.pop("warps"), kernel.kernel
+        constants = {**constants, **chosen}
     if not _watchers:
         kernel[grid](*args, **constants, num_warps=warps, num_stages=stages)
         return
