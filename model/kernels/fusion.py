@@ -80,10 +80,16 @@ def _forward_kernel(z0, z1, z2, gains, x, next_gain,
 
 
 @triton.jit
-def _backward_kernel(z0, z1, z2, gains, x, next_gain,
-                     seed, grad_hidden, grad_stream, grad_z0, grad_z1,
-                     grad_z2, grad_x, grad_gains, M, D, alpha,
-                     eps, p, N: tl.constexpr, BLOCK: tl.constexpr, DROP: tl.constexpr,
+def _branch_back(grad_z, dx, gain, normed, scale, at, mask, D, seed, branch: tl.constexpr, p, DROP: tl.constexpr):
+    """Carry the stream's gradient to a branch's row; return the row's share of the gain's gradient."""
+    kept = _kept(seed, at, branch, p, DROP)
+    tl.store(grad_z + at, _through_norm(dx * gain * kept, normed, scale, D), mask=mask)
+    return dx * normed * kept
+
+
+@triton.jit
+def _backward_kernel(z0, z1, z2, gains, x, next_gain, seed, grad_hidden, grad_stream, grad_z0, grad_z1, grad_z2, grad_x,
+                     grad_gains, M, D, alpha, eps, p, N: tl.constexpr, BLOCK: tl.constexpr, DROP: tl.constexpr,
                      STREAM: tl.constexpr):
     """A program takes every so-many-th row. `grad_gains` [programs, N + 1, D] has the next norm's gain last."""
     program, channels = tl.program_id(0), tl.arange(0, BLOCK)
@@ -93,23 +99,18 @@ def _backward_kernel(z0, z1, z2, gains, x, next_gain,
     gain1 = _gain(gains, channels, mask, D, 1 if N > 1 else 0)
     gain2 = _gain(gains, channels, mask, D, 2 if N > 2 else 0)
     sum0 = tl.zeros([BLOCK], dtype=tl.float32)
-    sum1 = tl.zeros([BLOCK], dtype=tl.float32)
-    sum2 = tl.zeros([BLOCK], dtype=tl.float32)
-    sum_next = tl.zeros([BLOCK], dtype=tl.float32)
+    sum1, sum2, sum_next = sum0, sum0, sum0
     for i in range(program, M, tl.num_programs(0)):
         at = tl.cast(i, tl.int64) * D + channels
         total = alpha * tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
         normed0, scale0 = _normed(z0, at, mask, D, eps)
-        normed0 *= _kept(seed, at, 0, p, DROP)
-        total += normed0 * gain0
+        total += gain0 * normed0 * _kept(seed, at, 0, p, DROP)
         if N > 1:
             normed1, scale1 = _normed(z1, at, mask, D, eps)
-            normed1 *= _kept(seed, at, 1, p, DROP)
-            total += normed1 * gain1
+            total += gain1 * normed1 * _kept(seed, at, 1, p, DROP)
         if N > 2:
             normed2, scale2 = _normed(z2, at, mask, D, eps)
-            normed2 *= _kept(seed, at, 2, p, DROP)
-            total += normed2 * gain2
+            total += gain2 * normed2 * _kept(seed, at, 2, p, DROP)
         scale = tl.rsqrt(tl.sum(total * total, axis=0) / D + eps)
         dh = tl.load(grad_hidden + at, mask=mask, other=0.0).to(tl.float32)
         sum_next += dh * total * scale
@@ -117,23 +118,11 @@ def _backward_kernel(z0, z1, z2, gains, x, next_gain,
         if STREAM:
             dx += tl.load(grad_stream + at, mask=mask, other=0.0).to(tl.float32)
         tl.store(grad_x + at, alpha * dx, mask=mask)
-        sum0 += dx * normed0
-        if DROP:
-            normed0, scale0 = _normed(z0, at, mask, D, eps)
-        dz = _through_norm(dx * gain0 * _kept(seed, at, 0, p, DROP), normed0, scale0, D)
-        tl.store(grad_z0 + at, dz, mask=mask)
+        sum0 += _branch_back(grad_z0, dx, gain0, normed0, scale0, at, mask, D, seed, 0, p, DROP)
         if N > 1:
-            sum1 += dx * normed1
-            if DROP:
-                normed1, scale1 = _normed(z1, at, mask, D, eps)
-            dz = _through_norm(dx * gain1 * _kept(seed, at, 1, p, DROP), normed1, scale1, D)
-            tl.store(grad_z1 + at, dz, mask=mask)
+            sum1 += _branch_back(grad_z1, dx, gain1, normed1, scale1, at, mask, D, seed, 1, p, DROP)
         if N > 2:
-            sum2 += dx * normed2
-            if DROP:
-                normed2, scale2 = _normed(z2, at, mask, D, eps)
-            dz = _through_norm(dx * gain2 * _kept(seed, at, 2, p, DROP), normed2, scale2, D)
-            tl.store(grad_z2 + at, dz, mask=mask)
+            sum2 += _branch_back(grad_z2, dx, gain2, normed2, scale2, at, mask, D, seed, 2, p, DROP)
     sums = grad_gains + program.to(tl.int64) * (N + 1) * D + channels
     tl.store(sums, sum0, mask=mask)
     if N > 1:

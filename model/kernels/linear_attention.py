@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.kernels import dispatch
 from model.kernels.chunked import chunked
 
 
 def supports(phi_q: Tensor, phi_k: Tensor, v: Tensor, *_: object, **__: object) -> str | None:
     """Why inputs are not for these kernels, or None."""
+    if dispatch.mode() == "auto":
+        return "slower than PyTorch where it was measured (docs/kernels.md); kernels=triton takes it, for its memory"
     if v.shape[1] == 1:
         return "a single token, which needs no chunks"
     return None if v.shape[-1] < 128 else f"heads of {v.shape[-1]} channels"

@@ -12,8 +12,9 @@ from torch import Tensor
 from model.kernels import dispatch
 from tests.model.ops import values_and_gradients
 
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Allowed relative error, |measured - expected| / |expected| over a whole tensor."""
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 4e-3}
+"""Allowed relative error, |measured - expected| / |expected| over a whole tensor; four roundings of float16, as the
+interpreter rounds (it truncates)."""
 
 DTYPES = st.sampled_from(list(TOLERANCE))
 

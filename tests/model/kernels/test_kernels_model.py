@@ -35,7 +35,8 @@ def counted(monkeypatch) -> Callable[[], set[str]]:
     run = launch.launch
 
     def note(kernel, *args, **kwargs):
-        seen.add(f"{kernel.fn.__module__} {kernel.__name__}")
+        program = getattr(kernel, "kernel", kernel)  # of a tuned one
+        seen.add(f"{program.fn.__module__} {program.__name__}")
         run(kernel, *args, **kwargs)
 
     from model.kernels import chunked, cross_entropy, fusion, gated_scan, rms_norm, rotary, swiglu
