@@ -114,8 +114,9 @@ class Report:
             rates = [f"{t.tokens_per_s:,.0f}" for t in m.trainings]
             table.rows.append([m.model, *rates, *(f"{t.peak_memory / 1e6:,.0f}" for t in m.trainings)])
         table.remarks.append(
-            "Medians over the steps but the first. The peak is the process's, with Python, torch and DeepSpeed "
-            f"(about 500 MB); no activations are recomputed. Run by `pha train {PROTOCOL.parent.name}/{PROTOCOL.name}`."
+            "Medians over the steps but the first. The peak is the process's, with Python, torch and DeepSpeed (about "
+            "270 MB when they are imported); no activations are recomputed. Run by `pha train "
+            f"{PROTOCOL.parent.name}/{PROTOCOL.name}`."
         )
         return table
 
