@@ -62,7 +62,7 @@ class Engine:
         self.config, self.ranks = config, ranks
         self.device = ranks.device
         self._deepspeed = import_deepspeed(self.device)
-        log.info("%s.", dispatch.choose(config.train.kernels, self.device))
+        self.kernels = dispatch.choose(config.train.kernels, self.device)
         torch.manual_seed(config.train.seed)
         self._model = model = LanguageModel(config.model).to(self.device)
         if initial is not None:

@@ -313,6 +313,7 @@ class Run:
             self.state.step,
             self.config.train.steps,
         )
+        log.info("%s.", self.engine.kernels)
 
     def _close_logs(self) -> None:
         for logger in self.loggers:

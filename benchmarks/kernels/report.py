@@ -58,7 +58,8 @@ class Report:
             "Kernels: each element that a load or store of a launched program lets through, counted in Triton's "
             "interpreter; caches are not thought of. Floor: each input once, each result once. Chain: inputs "
             "and outputs of each operation that PyTorch runs for the definition, views left out. Projections are bf16, "
-            "the stream and parameters float32, as under autocast."
+            "the stream and parameters float32, as under autocast. A backward pass is below its floor where the "
+            "forward pass kept less than its inputs, as the sum of two."
         )
         return table
 

@@ -31,16 +31,23 @@ def random_starts(generator: torch.Generator, batch: int, length: int, share: fl
 
 
 def values_and_gradients(
-    run: Callable[..., Sequence[Tensor]], leaves: Sequence[Tensor], dtype: torch.dtype, seed: int
+    run: Callable[..., Sequence[Tensor]],
+    leaves: Sequence[Tensor],
+    dtype: torch.dtype,
+    seed: int,
+    rounded: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """Outputs of run(*leaves) with leaves of `dtype`, and the gradients of a random projection of the outputs."""
+    """Outputs of run(*leaves) with leaves of `dtype`, and the gradients of a random projection of the outputs.
+
+    The projection's numbers are those of `rounded`, by default of `dtype`.
+    """
     inputs = [(t.to(dtype.to_complex()) if t.is_complex() else t.to(dtype)).requires_grad_() for t in leaves]
     outputs = run(*inputs)
     generator = torch.Generator().manual_seed(seed)
     loss = torch.zeros((), dtype=dtype)
     for output in outputs:
         real = torch.view_as_real(output) if output.is_complex() else output
-        loss = loss + (real * normal(generator, *real.shape).to(dtype)).sum()
+        loss = loss + (real * normal(generator, *real.shape).to(rounded or dtype).to(dtype)).sum()
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
     kept = [torch.zeros_like(i) if g is None else g for g, i in zip(gradients, inputs, strict=True)]
     return [*(o.detach() for o in outputs), *kept]

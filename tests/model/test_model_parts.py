@@ -26,7 +26,11 @@ def test_rms_norm() -> None:
     x = 3 * torch.randn(4, 5, 6)
     expected = x * norm.weight / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(norm(x), expected)
-    torch.testing.assert_close(norm(x, torch.tensor(0.25)), 0.25 * expected)
+    torch.testing.assert_close(norm(x, scale=torch.tensor(0.25)), 0.25 * expected)
+    torch.testing.assert_close(norm(None, scale=torch.tensor(0.25)), 0.25 * norm.weight)
+    normed, total = norm(x, torch.ones_like(x))
+    torch.testing.assert_close(normed, norm(x + 1))
+    torch.testing.assert_close(total, x + 1)
     half = norm(x.to(torch.bfloat16))
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half, norm(x.to(torch.bfloat16).float()).to(torch.bfloat16), rtol=0, atol=0)

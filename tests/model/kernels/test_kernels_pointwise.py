@@ -61,9 +61,9 @@ def test_fusion(rows, width, branches, keep_stream, dtype, seed):
 
 def test_dropout_in_the_fusion_keeps_its_share_and_repeats_it_backward():
     generator = torch.Generator().manual_seed(0)
-    outs = [torch.randn(1, 64, 48, generator=generator, requires_grad=True) for _ in range(3)]
+    outs = [torch.randn(1, 24, 48, generator=generator, requires_grad=True) for _ in range(3)]
     gains, next_gain = torch.ones(3, 48), torch.ones(48)
-    x = torch.zeros(1, 64, 48)
+    x = torch.zeros(1, 24, 48)
     torch.manual_seed(3)
     _, stream = fuse(outs, gains, x, next_gain, 1.0, 1e-6, dropout=0.25)
     torch.manual_seed(3)
@@ -77,7 +77,7 @@ def test_dropout_in_the_fusion_keeps_its_share_and_repeats_it_backward():
         _, part = fuse(alone, gains, x, next_gain, 1.0, 1e-6, dropout=0.25)
         kept.append(part != 0)
         share = kept[-1].float().mean().item()
-        assert 0.72 < share < 0.78, share
+        assert 0.70 < share < 0.80, share
         normed = rms_norm(outs[index].detach(), torch.ones(48), 1e-6)
         torch.testing.assert_close(part[kept[-1]], normed[kept[-1]] / 0.75)
     assert not torch.equal(kept[0], kept[1]) and not torch.equal(kept[1], kept[2])
