@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,8 +21,13 @@ DTYPES = st.sampled_from(list(TOLERANCE))
 
 SEEDS = st.integers(0, 2**31 - 1)
 
-fresh = settings(derandomize=False, max_examples=10, phases=(Phase.explicit, Phase.reuse, Phase.generate))
-"""Other shapes and numbers in every run; a failure prints how to repeat it, and is not made smaller: that is slow."""
+fresh = settings(
+    derandomize=os.environ.get("PHA_FRESH") != "1",
+    max_examples=int(os.environ.get("PHA_EXAMPLES", "10")),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
+"""Shapes and numbers: the same in every run, or others with PHA_FRESH=1. A failure prints how to repeat it, and is not
+made smaller: that is slow."""
 
 
 def relative_error(measured: Tensor, expected: Tensor) -> float:
