@@ -29,6 +29,9 @@ CHUNK = 64
 STATE = 64
 """Channels of k and q that a program holds at a time."""
 
+VALUES = 32
+"""Channels of v that the program of the keys' gradients holds at a time."""
+
 PASS = 1024
 """Numbers of a state that a program carries along the row."""
 
@@ -101,7 +104,7 @@ class _Chunked(torch.autograd.Function):
         states = v.new_empty(z.batch, z.chunks, z.heads, z.channels, z.state, dtype=torch.float32)
         kept, final = states.new_empty(z.batch, z.chunks, z.heads), torch.empty_like(states[:, 0])
         sizes = (z.length, z.chunks, z.heads, z.key_heads)
-        tile = z.block_state(STATE)
+        tile = z.block_state(STATE // 2 if z.wide else STATE)
         grid = (blocks(z.state, tile), z.chunks, z.batch * z.heads)
         settings = {**constants, "BN": tile, "warps": 8 if z.wide else 4}
         launch(ends_kernel, grid, v, k, *decays, states, kept, *sizes, R=1, BACK=False, **settings)
@@ -127,7 +130,7 @@ class _Chunked(torch.autograd.Function):
         grad = grad.contiguous()
         leaving, unused = torch.empty_like(states), torch.empty_like(kept)
         grad_initial = torch.empty_like(states[:, 0])
-        tile = z.block_state(STATE)
+        tile = z.block_state(STATE // 2 if z.wide else STATE)
         grid = (blocks(z.state, tile), z.chunks, z.batch * z.heads)
         sizes = (z.length, z.chunks, z.heads)
         ends = (grad, q, *decays, leaving, unused, *sizes, z.query_heads)
@@ -144,7 +147,7 @@ class _Chunked(torch.autograd.Function):
         launch(values_kernel, (z.chunks, z.batch * z.heads), *by_value, R=share, **constants, **narrow)
         by_key = (*known, grad_q, grad_k, *sizes, z.key_heads)
         serves = {"S": z.outputs // z.key_heads, "R": share, "SHARED": z.query_heads == z.key_heads}
-        narrow["BN"] = z.block_state(STATE // 4)
+        constants["BP"] = min(VALUES, z.block_channels)
         grid = (blocks(z.state, narrow["BN"]), z.chunks, z.batch * z.key_heads)
         launch(keys_kernel, grid, *by_key, **serves, **constants, **narrow)
         grads = (grad_q, grad_k, grad_v)
