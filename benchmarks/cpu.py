@@ -33,7 +33,7 @@ from model.flops import flops_per_token
 from model.lm import LanguageModel
 from model.params import count_parameters
 from model.presets import preset
-from pretrain.hardware import peak_memory
+from pretrain.hardware import keep_memory, peak_memory
 from pretrain.markdown import check_section, write_section
 
 SECTION = "benchmarks/cpu.py"
@@ -196,6 +196,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_memory()  # as training on a CPU does
     if options.memory:
         print(json.dumps(memory(options.memory)))
         return

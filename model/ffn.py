@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from model.cache import Memory
@@ -16,8 +18,34 @@ from model.rows import Rows
 @fused("swiglu")
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for gate and up [..., F], one behind the other in [..., 2 F] (arXiv 2002.05202)."""
+    product: Tensor = _SwiGLU.apply(gate_up)
+    return product
+
+
+def swiglu_reference(gate_up: Tensor) -> Tensor:
+    """The definition of `swiglu`, differentiated by autograd."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+class _SwiGLU(torch.autograd.Function):
+    """The operation with its backward pass written out: both gradients are written where they are wanted."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, gate_up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        return swiglu_reference(gate_up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        (gate_up,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        gate, up = gate_up.chunk(2, dim=-1)
+        grad_gate_up = torch.empty_like(gate_up, memory_format=torch.contiguous_format)
+        grad_gate, grad_up = grad_gate_up.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        torch.mul(grad, F.silu(gate), out=grad_up)
+        return grad_gate_up
 
 
 class SwiGLU(Mixer):

@@ -30,8 +30,8 @@ def _sweep(a: Tensor, x: Tensor, state: Tensor | None, out: Tensor | None) -> Te
     return state
 
 
-def _forward_scan(a: Tensor, x: Tensor, initial: Tensor | None, chunk: int) -> Tensor:
-    """States [B, T, H] of the recurrence."""
+def forward_scan(a: Tensor, x: Tensor, initial: Tensor | None, chunk: int) -> Tensor:
+    """States [B, T, H] of the recurrence; of arguments of one dtype. Autograd does not see it."""
     length = x.shape[1]
     states = torch.empty_like(x, memory_format=torch.contiguous_format)
     count = length // chunk
@@ -70,7 +70,7 @@ def _reverse_sweep(a: Tensor, grad: Tensor, carried: Tensor | None, out: Tensor 
     return a.select(-2, 0) * adjoint
 
 
-def _backward_scan(a: Tensor, grad: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+def backward_scan(a: Tensor, grad: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
     """Adjoint states [B, T, H], which are the gradient of x, and the gradient [B, H] of the initial state."""
     length = grad.shape[1]
     adjoints = torch.empty_like(grad, memory_format=torch.contiguous_format)
@@ -91,12 +91,23 @@ def _backward_scan(a: Tensor, grad: Tensor, chunk: int) -> tuple[Tensor, Tensor]
     return adjoints, carried
 
 
+def decay_gradient(adjoints: Tensor, states: Tensor, initial: Tensor | None) -> Tensor:
+    """The gradient of a, adjoint_t * h_{t-1} [B, T, H]."""
+    grad = torch.empty_like(adjoints)
+    torch.mul(adjoints[:, 1:], states[:, :-1], out=grad[:, 1:])
+    if initial is None:
+        grad[:, 0].zero_()
+    else:
+        torch.mul(adjoints[:, 0], initial, out=grad[:, 0])
+    return grad
+
+
 class _DiagonalScan(torch.autograd.Function):
     """The scan and its reverse: dx_t = dh_t + a_{t+1} dx_{t+1}, da_t = dx_t * h_{t-1}."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, a: Tensor, x: Tensor, initial: Tensor | None, chunk: int) -> Tensor:
-        states = _forward_scan(a, x, initial, chunk)
+        states = forward_scan(a, x, initial, chunk)
         ctx.save_for_backward(a, states, initial)  # type: ignore[arg-type]  # None is allowed
         ctx.chunk = chunk  # type: ignore[attr-defined]
         return states
@@ -105,15 +116,8 @@ class _DiagonalScan(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None]:
         a, states, initial = ctx.saved_tensors  # type: ignore[attr-defined]
-        grad_x, grad_initial = _backward_scan(a, grad, ctx.chunk)  # type: ignore[attr-defined]
-        grad_a = None
-        if ctx.needs_input_grad[0]:  # type: ignore[attr-defined]
-            grad_a = torch.empty_like(grad_x)
-            torch.mul(grad_x[:, 1:], states[:, :-1], out=grad_a[:, 1:])
-            if initial is None:
-                grad_a[:, 0].zero_()
-            else:
-                torch.mul(grad_x[:, 0], initial, out=grad_a[:, 0])
+        grad_x, grad_initial = backward_scan(a, grad, ctx.chunk)  # type: ignore[attr-defined]
+        grad_a = decay_gradient(grad_x, states, initial) if ctx.needs_input_grad[0] else None  # type: ignore[attr-defined]
         return grad_a, grad_x, None if initial is None else grad_initial, None
 
 

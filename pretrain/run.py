@@ -27,7 +27,7 @@ from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
 from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError, RunFailed
 from pretrain.evaluate import accumulate, batches_of, summarise
-from pretrain.hardware import peak_flops, peak_memory, usable_cores
+from pretrain.hardware import keep_memory, peak_flops, peak_memory, usable_cores
 from pretrain.heartbeat import Heartbeat
 from pretrain.inference import save_weights, write_sample
 from pretrain.initial import Initial
@@ -48,6 +48,8 @@ def train(config: RunConfig) -> int:
     """
     world = discover(os.environ)
     torch.set_num_threads(config.train.threads or max(1, usable_cores() // world.local_size))
+    if not torch.cuda.is_available():
+        keep_memory()
     directory = RunDirectory(config.run_dir)
     batch_split(config, world.size)
     dataset = open_corpus(config.data)
