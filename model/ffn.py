@@ -18,6 +18,8 @@ from model.rows import Rows
 @fused("swiglu")
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for gate and up [..., F], one behind the other in [..., 2 F] (arXiv 2002.05202)."""
+    if gate_up.device.type != "cpu":
+        return swiglu_reference(gate_up)
     product: Tensor = _SwiGLU.apply(gate_up)
     return product
 
@@ -29,7 +31,7 @@ def swiglu_reference(gate_up: Tensor) -> Tensor:
 
 
 class _SwiGLU(torch.autograd.Function):
-    """The operation with its backward pass written out: both gradients are written where they are wanted."""
+    """The operation with its backward pass written out, for CPUs: both gradients are written where they are wanted."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, gate_up: Tensor) -> Tensor:

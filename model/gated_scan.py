@@ -15,7 +15,7 @@ INPUT_SCALE_FLOOR = 1e-6
 
 
 class _GatedScan(torch.autograd.Function):
-    """The operation with its backward pass written out.
+    """The operation with its backward pass written out, for CPUs.
 
     Of what lies between the projections and the states nothing is kept, and the three gradients are written side by
     side where the projections' gradient is wanted: put together behind autograd's back they cost a copy of all three.
@@ -132,6 +132,8 @@ def gated_scan(
     Returns:
         y [B, T, H] in the dtype of `projected`, and the last state [B, H].
     """
+    if projected.device.type != "cpu":
+        return gated_scan_reference(projected, gate_bias, rate, starts, initial, signed, scaled, chunk)
     dtype = torch.promote_types(projected.dtype, torch.float32)
     rate = None if rate is None else rate.to(dtype)
     start = None if initial is None else initial.to(dtype)
@@ -150,17 +152,6 @@ def gated_scan_reference(
     chunk: int = 32,
 ) -> tuple[Tensor, Tensor]:
     """The definition of `gated_scan`, differentiated by autograd. Arguments and results as there."""
-    inputs, gate, features = projected.chunk(3, dim=-1)
-    dtype = torch.promote_types(projected.dtype, torch.float32)
-    gate = torch.sigmoid(gate + gate_bias.to(dtype))
-    decay = 2 * gate - 1 if signed else gate
-    if rate is not None:
-        decay = decay * rate.to(dtype)
-    driven = gate * inputs
-    if scaled:
-        # From the decay before any reset: a document's first token is treated alike in every packing.
-        driven = driven * torch.sqrt((1 - decay.square()).clamp(min=INPUT_SCALE_FLOOR))
-    if starts is not None:
-        decay = decay.masked_fill(starts.unsqueeze(-1), 0)
-    states, final = diagonal_scan(decay, driven, initial, chunk)
-    return (states * F.silu(features)).to(projected.dtype), final
+    drive = _Drive(projected, gate_bias, rate, signed, scaled)
+    states, final = diagonal_scan(_reset(drive.decay, starts), drive.driven, initial, chunk)
+    return (states * F.silu(drive.features)).to(projected.dtype), final
