@@ -26,6 +26,8 @@ class Attention(Mixer):
     the normalisation. Projections have no bias.
     """
 
+    input_map = "qkv"
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads = config.n_heads

@@ -21,6 +21,7 @@ from model.mehta import MehtaGSS
 from model.mixer import Mixer
 from model.mixing import Mixing
 from model.norm import RMSNorm
+from model.packed import PackedLinear
 from model.rows import Rows
 from model.taipan import SelectiveAttention
 
@@ -73,7 +74,7 @@ class Block(nn.Module):
 class ParallelBlock(Block):
     """The layer of the Parallel Hybrid Architecture (arXiv 2606.16093, Figure 1, Eq. 3 and 4).
 
-        x^ = RMSNorm(x)                                     one norm for all branches
+        x^ = RMSNorm(x)                                     one norm for all branches, and one product (`pack`)
         y  = sum_k w_k RMSNorm_k(branch_k(x^))              GSS, attention, auxiliary SwiGLU
         x' = alpha x + y                                    DeepNorm residual, alpha = (2L)^(1/4)
         h  = RMSNorm(x')
@@ -106,13 +107,26 @@ class ParallelBlock(Block):
         self.mixing = Mixing(config)
         self.norm_main = RMSNorm(size, eps)
         self.ffn_main = SwiGLU(size, config.ffn_main_size)
+        self.packed: tuple[str, ...] = ()
+        self.in_proj: PackedLinear | None = None
+
+    def pack(self) -> None:
+        """Join the branches' maps of the normed stream into one matrix, where two or more have such a map.
+
+        They are joined after they have been initialised, so that a seed gives the same model whether packed or not.
+        """
+        readers = tuple(part for part in self.parts if self._mixer(part).input_map is not None)
+        if len(readers) > 1:
+            maps = [self._mixer(part).release_input_map() for part in readers]
+            self.packed, self.in_proj = readers, PackedLinear([one for one in maps if one is not None])
 
     def forward(self, x: Tensor, *rows: Tensor | None, memory: dict[str, Memory] | None = None) -> Tensor:
         """See `Block`."""
         known, memories = Rows(*rows), memory or {}
         normed = self.norm(x)
         weights = self.mixing(normed)
-        outs = [self._mixer(part)(normed, known, memories.get(part)) for part in self.parts]
+        read = {} if self.in_proj is None else dict(zip(self.packed, self.in_proj(normed), strict=True))
+        outs = [self._mixer(part)(read.get(part, normed), known, memories.get(part)) for part in self.parts]
         hidden, stream = self._fuse(outs, weights, x)
         out = self.dropout(self.ffn_main(hidden))
         if self.main_residual == "none":

@@ -66,6 +66,8 @@ class ModelConfig(BaseModel):
             where the table has 185.8M; with both FFNs it would be 208M.
         mixing: `pha`, parallel: how the branches are weighed, see `model.mixing.Mixing`.
         main_residual: `pha`, parallel: the path around the main FFN, see `model.block.ParallelBlock`.
+        in_projections: `pha`, parallel: "packed" reads the stream for all branches in one matrix product; "separate"
+            gives each branch a matrix of its own. The model is the same up to rounding; names of weights differ.
         embedding_init_std: standard deviation of the embedding; None is the rule in `model.init`.
         embedding_scale: factor on embedded tokens: "sqrt" is sqrt(d_model), as the paper of `pha` says; "none" is 1, as
             in GPT-2 and Mamba-2, whose rule in `model.init` is another. "sqrt" learns faster at small widths.
@@ -92,6 +94,7 @@ class ModelConfig(BaseModel):
     composition: Literal["parallel", "sequential"] = "parallel"
     mixing: Literal["softplus", "softmax", "mean", "per_channel", "token_gate"] = "softplus"
     main_residual: Literal["normed", "raw", "none"] = "normed"
+    in_projections: Literal["packed", "separate"] = "packed"
     embedding_init_std: float | None = None
     embedding_scale: Literal["sqrt", "none"] = "sqrt"
     attention: AttentionConfig = AttentionConfig()

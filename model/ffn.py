@@ -60,6 +60,8 @@ class SwiGLU(Mixer):
         hidden: channels between.
     """
 
+    input_map = "gate_up"
+
     def __init__(self, d_model: int, hidden: int) -> None:
         super().__init__()
         self.gate_up = nn.Linear(d_model, 2 * hidden, bias=False)

@@ -38,6 +38,8 @@ class GatedStateSpace(Mixer):
     The three input maps share one matrix, rows u, g, f.
     """
 
+    input_map = "in_proj"
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         size = config.gss_size

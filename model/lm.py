@@ -46,6 +46,10 @@ class LanguageModel(nn.Module):
         self._checkpoint: Callable[..., Any] | None = None
         self._recompute_every = 0
         initialise(self, config)
+        if config.in_projections == "packed":
+            for block in self.blocks:
+                if isinstance(block, ParallelBlock):
+                    block.pack()
 
     def forward(
         self,

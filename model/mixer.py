@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,9 @@ class Mixer(nn.Module):
     (see `model.groups`). A module's parameters are used in its own forward only, and modules are called, never
     reached into: sharding engines gather weights around such calls.
     """
+
+    input_map: ClassVar[str | None] = None
+    """Name of the `nn.Linear` through which the mixer reads all that it reads of x; None where there is no such one."""
 
     def forward(self, x: Tensor, rows: Rows = ROWS, memory: Memory | None = None) -> Tensor:
         """Map each row.
@@ -42,3 +47,11 @@ class Mixer(nn.Module):
         `dtype` is for keys and values; the states of recurrences are float32 whatever it is.
         """
         return None
+
+    def release_input_map(self) -> nn.Linear | None:
+        """Take the mixer's `input_map` away and return it: `forward` then wants its result in place of x."""
+        if self.input_map is None:
+            return None
+        released: nn.Linear = getattr(self, self.input_map)
+        setattr(self, self.input_map, nn.Identity())
+        return released

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from model.kernels.launch import blocks, bucket, launch, processors, tuned
+from model.kernels.launch import blocks, bucket, evenly_spaced, launch, processors, row_stride, tuned
 
 CHUNK = 64
 """Tokens of a tile."""
@@ -58,18 +58,18 @@ def _tile(c, row, T, H, CHUNK: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _read(at, tokens, inside, channels, H,
-          part: tl.constexpr, ROW: tl.constexpr):
-    """A tile [CHUNK, BLOCK] of part 0, 1, ... of rows that have ROW parts of H channels, in float32."""
+def _read(at, tokens, inside, channels, H, stride,
+          part: tl.constexpr):
+    """A tile [CHUNK, BLOCK] of part 0, 1, ... of rows of parts of H channels, `stride` numbers apart, in float32."""
     mask = inside[:, None] & (channels < H)[None, :]
-    offsets = tokens[:, None] * (ROW * H) + part * H + channels[None, :]
+    offsets = tokens[:, None] * stride + part * H + channels[None, :]
     return tl.load(at + offsets, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _write(at, x, tokens, inside, channels, H,
            part: tl.constexpr, ROW: tl.constexpr):
-    """Its counterpart; the numbers are rounded to the type of `at`."""
+    """Its counterpart, for rows of ROW parts, one behind the other; the numbers are rounded to the type of `at`."""
     mask = inside[:, None] & (channels < H)[None, :]
     tl.store(at + tokens[:, None] * (ROW * H) + part * H + channels[None, :], x, mask=mask)
 
@@ -109,16 +109,17 @@ def _row(x, index, CHUNK: tl.constexpr):
 
 @triton.jit
 def _reduce_kernel(projected, bias, rate, starts, products, ends,
-                   T, H, n,
+                   T, H, n, stride,
                    CHUNK: tl.constexpr, BLOCK: tl.constexpr, STARTS: tl.constexpr, SIGNED: tl.constexpr,
                    SCALED: tl.constexpr):
     """Each chunk's product of decays, and its last state from a zero start."""
     c, row = tl.program_id(1), tl.program_id(2)
     tokens, inside, channels = _tile(c, row, T, H, CHUNK, BLOCK)
-    gate = tl.sigmoid(_read(projected, tokens, inside, channels, H, 1, 3) + _channel(bias, channels, H, 0.0)[None, :])
+    shift = _channel(bias, channels, H, 0.0)
+    gate = tl.sigmoid(_read(projected, tokens, inside, channels, H, stride, 1) + shift[None, :])
     keep = _keep(starts, tokens, inside, CHUNK, STARTS)
     raw, a = _decay(gate, _channel(rate, channels, H, 1.0), keep, inside, SIGNED)
-    x = gate * _read(projected, tokens, inside, channels, H, 0, 3) * _scale(raw, SCALED)
+    x = gate * _read(projected, tokens, inside, channels, H, stride, 0) * _scale(raw, SCALED)
     product, state = tl.associative_scan((a, x), 0, _compose)
     at = (row.to(tl.int64) * n + c) * H + channels
     tl.store(products + at, _row(product, CHUNK - 1, CHUNK), mask=channels < H)
@@ -127,17 +128,18 @@ def _reduce_kernel(projected, bias, rate, starts, products, ends,
 
 @triton.jit
 def _reduce_back_kernel(projected, bias, rate, starts, gradient,
-                        products, ends, T, H, n,
+                        products, ends, T, H, n, stride,
                         CHUNK: tl.constexpr, BLOCK: tl.constexpr, STARTS: tl.constexpr,
                         SIGNED: tl.constexpr):
     """Each chunk's product of decays, and what its adjoint states hand to the chunk before, from nothing behind it."""
     c, row = tl.program_id(1), tl.program_id(2)
     tokens, inside, channels = _tile(c, row, T, H, CHUNK, BLOCK)
-    gate = tl.sigmoid(_read(projected, tokens, inside, channels, H, 1, 3) + _channel(bias, channels, H, 0.0)[None, :])
+    shift = _channel(bias, channels, H, 0.0)
+    gate = tl.sigmoid(_read(projected, tokens, inside, channels, H, stride, 1) + shift[None, :])
     keep = _keep(starts, tokens, inside, CHUNK, STARTS)
     _, a = _decay(gate, _channel(rate, channels, H, 1.0), keep, inside, SIGNED)
-    features = _read(projected, tokens, inside, channels, H, 2, 3)
-    heard = _read(gradient, tokens, inside, channels, H, 0, 1) * features * tl.sigmoid(features)
+    features = _read(projected, tokens, inside, channels, H, stride, 2)
+    heard = _read(gradient, tokens, inside, channels, H, H, 0) * features * tl.sigmoid(features)
     product, handed = tl.associative_scan((a, a * heard), 0, _compose, reverse=True)
     at = (row.to(tl.int64) * n + c) * H + channels
     tl.store(products + at, _row(product, 0, CHUNK), mask=channels < H)
@@ -165,7 +167,7 @@ def _pass_kernel(products, ends, first, last, H, n,
 @tuned(*_CHOICES, key=_KEYS)
 @triton.jit
 def _forward_kernel(projected, bias, rate, starts, initial,
-                    entering, y, final, T, H, n, bucket,
+                    entering, y, final, T, H, n, stride, bucket,
                     CHUNK: tl.constexpr, BLOCK: tl.constexpr, STARTS: tl.constexpr, SIGNED: tl.constexpr,
                     SCALED: tl.constexpr, INITIAL: tl.constexpr, ONE_PASS: tl.constexpr):
     """Scan and filter. In one pass the states that enter the chunks are written; else they are read."""
@@ -185,13 +187,13 @@ def _forward_kernel(projected, bias, rate, starts, initial,
             tl.store(at, state, mask=mask)
         else:
             state = tl.load(at, mask=mask, other=0.0)
-        gate = tl.sigmoid(_read(projected, tokens, inside, channels, H, 1, 3) + shift[None, :])
+        gate = tl.sigmoid(_read(projected, tokens, inside, channels, H, stride, 1) + shift[None, :])
         keep = _keep(starts, tokens, inside, CHUNK, STARTS)
         raw, a = _decay(gate, own, keep, inside, SIGNED)
-        x = gate * _read(projected, tokens, inside, channels, H, 0, 3) * _scale(raw, SCALED)
+        x = gate * _read(projected, tokens, inside, channels, H, stride, 0) * _scale(raw, SCALED)
         product, states = tl.associative_scan((a, x), 0, _compose)
         states += product * state[None, :]
-        features = _read(projected, tokens, inside, channels, H, 2, 3)
+        features = _read(projected, tokens, inside, channels, H, stride, 2)
         _write(y, states * features * tl.sigmoid(features), tokens, inside, channels, H, 0, 1)
         state = _row(states, CHUNK - 1, CHUNK)
     if ONE_PASS:
@@ -202,7 +204,7 @@ def _forward_kernel(projected, bias, rate, starts, initial,
 @triton.jit
 def _backward_kernel(projected, bias, rate, starts, entering,
                      gradient, last, leaving, grad_projected, grad_bias,
-                     grad_rate, grad_initial, T, H, n, bucket,
+                     grad_rate, grad_initial, T, H, n, stride, bucket,
                      CHUNK: tl.constexpr, BLOCK: tl.constexpr, STARTS: tl.constexpr, SIGNED: tl.constexpr,
                      SCALED: tl.constexpr, LAST: tl.constexpr, ONE_PASS: tl.constexpr):
     """Adjoint states from the row's end, and the gradients of a tile. `leaving` is what enters a chunk from behind."""
@@ -223,17 +225,17 @@ def _backward_kernel(projected, bias, rate, starts, entering,
         at = (row.to(tl.int64) * n + c) * H + channels
         if not ONE_PASS:
             behind = tl.load(leaving + at, mask=mask, other=0.0)
-        gate = tl.sigmoid(_read(projected, tokens, inside, channels, H, 1, 3) + shift[None, :])
+        gate = tl.sigmoid(_read(projected, tokens, inside, channels, H, stride, 1) + shift[None, :])
         keep = _keep(starts, tokens, inside, CHUNK, STARTS)
         raw, a = _decay(gate, own, keep, inside, SIGNED)
-        inputs = _read(projected, tokens, inside, channels, H, 0, 3)
+        inputs = _read(projected, tokens, inside, channels, H, stride, 0)
         scale = _scale(raw, SCALED)
         product, states = tl.associative_scan((a, gate * inputs * scale), 0, _compose)
         state = tl.load(entering + at, mask=mask, other=0.0)
         states += product * state[None, :]
 
-        features = _read(projected, tokens, inside, channels, H, 2, 3)
-        dy = _read(gradient, tokens, inside, channels, H, 0, 1)
+        features = _read(projected, tokens, inside, channels, H, stride, 2)
+        dy = _read(gradient, tokens, inside, channels, H, H, 0)
         _write(grad_projected, dy * states * _silu_gradient(features), tokens, inside, channels, H, 2, 3)
         heard = dy * features * tl.sigmoid(features)
         a_next = tl.where(index == CHUNK - 1, 1.0, tl.gather(a, tl.minimum(index + 1, CHUNK - 1), axis=0))
@@ -295,7 +297,7 @@ class _GatedScan(torch.autograd.Function):
         entering, final, y = new(batch, count, size), new(batch, size), projected.new_empty(batch, length, size)
         own = torch.ones_like(bias) if rate is None else rate
         flags = {"CHUNK": CHUNK, "STARTS": starts is not None, "SIGNED": signed}
-        sizes, columns = (length, size, count), blocks(size, BLOCK)
+        sizes, columns = (length, size, count, row_stride(projected)), blocks(size, BLOCK)
         known = (projected, bias, own, bias if starts is None else starts)
         if not walk:
             products = new(batch, count, size)
@@ -328,7 +330,7 @@ class _GatedScan(torch.autograd.Function):
         grad = projected.new_zeros(batch, length, size) if grad is None else grad.contiguous()
         own = torch.ones_like(bias) if rate is None else rate
         flags = {"CHUNK": CHUNK, "STARTS": starts is not None, "SIGNED": signed}
-        sizes, columns = (length, size, count), blocks(size, BLOCK)
+        sizes, columns = (length, size, count, row_stride(projected)), blocks(size, BLOCK)
         known = (projected, bias, own, bias if starts is None else starts)
         leaving, grad_initial = torch.empty_like(entering), torch.empty_like(entering[:, 0])
         last = leaving if grad_final is None else grad_final.contiguous()
@@ -340,7 +342,7 @@ class _GatedScan(torch.autograd.Function):
             launch(
                 _pass_kernel, (columns, batch), products, leaving, last, grad_initial, size, count, **passing, warps=1
             )
-        grad_projected = torch.empty_like(projected)
+        grad_projected = projected.new_empty(projected.shape)
         grad_bias = entering.new_empty(batch, 1 if walk else count, size)
         grad_rate = torch.empty_like(grad_bias)
         launch(
@@ -375,7 +377,7 @@ def gated_scan(
     walk: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `model.gated_scan.gated_scan`. `chunk` is without effect; `walk` forces the one-pass form, or the other."""
-    projected = projected.contiguous()
+    projected = evenly_spaced(projected)
     marks = None if starts is None else starts.contiguous().view(torch.uint8)
     form = one_pass(projected) if walk is None else walk
     state = None if initial is None else initial.float().contiguous()

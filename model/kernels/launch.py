@@ -110,6 +110,19 @@ def blocks(size: int, block: int) -> int:
     return -(-size // block)
 
 
+def evenly_spaced(x: Tensor) -> Tensor:
+    """x [..., n], copied unless its rows are whole and all `row_stride(x)` apart: a part of wider rows is."""
+    for dim in range(x.ndim - 2):
+        if x.shape[dim] > 1 and x.stride(dim) != x.shape[dim + 1] * x.stride(dim + 1):
+            return x.contiguous()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def row_stride(x: Tensor) -> int:
+    """How many numbers lie from the begin of one row of x [..., n] to that of the next."""
+    return x.stride(-2) if x.ndim > 1 else x.shape[-1]
+
+
 def processors(tensor: Tensor) -> int:
     """Multiprocessors of the tensor's device; 2 where it is no GPU, so that loops over rows are tested."""
     if tensor.device.type != "cuda":

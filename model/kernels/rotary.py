@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from model.kernels.launch import blocks, launch, power_of_2
+from model.kernels.launch import blocks, evenly_spaced, launch, power_of_2, row_stride
 
 BLOCK = 32
 """Tokens of a program."""
@@ -41,7 +41,7 @@ def _pair(x, at, mask, half: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(qkv, cos, sin, temperature, turned, M,
-                    T, HEADS: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
+                    T, stride, HEADS: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
                     BLOCK: tl.constexpr, COSINE: tl.constexpr, ROTARY: tl.constexpr, SHARED: tl.constexpr):
     half: tl.constexpr = SIZE // 2
     tokens = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -50,8 +50,7 @@ def _forward_kernel(qkv, cos, sin, temperature, turned, M,
     if ROTARY:
         c, s = _angles(cos, sin, tokens, mask, pairs, T, half, SHARED)
     for h in range(HEADS + KV):
-        at = tokens[:, None] * ((HEADS + 2 * KV) * SIZE) + h * SIZE + pairs[None, :]
-        a, b = _pair(qkv, at, mask, half)
+        a, b = _pair(qkv, tokens[:, None] * stride + h * SIZE + pairs[None, :], mask, half)
         if COSINE:
             factor = tl.rsqrt(tl.sum(a * a + b * b, axis=1) + _EPS)
             factor *= tl.where(h < HEADS, tl.load(temperature + tl.minimum(h, HEADS - 1)), 1.0)
@@ -64,7 +63,7 @@ def _forward_kernel(qkv, cos, sin, temperature, turned, M,
 
 
 @triton.jit
-def _through(source, qkv, grad_qkv, at, mask, c, s,
+def _through(source, ours, theirs, mask, c, s,
              heat, half: tl.constexpr, COSINE: tl.constexpr, ROTARY: tl.constexpr):
     """Carry a head's gradient through its turn and its norm; return each token's share of the temperature's."""
     da, db = _pair(source, 0, mask, half)
@@ -72,19 +71,19 @@ def _through(source, qkv, grad_qkv, at, mask, c, s,
         da, db = da * c + db * s, db * c - da * s
     along = tl.sum(da, axis=1)
     if COSINE:
-        a, b = _pair(qkv, at, mask, half)
+        a, b = _pair(ours, 0, mask, half)
         factor = tl.rsqrt(tl.sum(a * a + b * b, axis=1) + _EPS)
         along = tl.sum(da * a + db * b, axis=1) * factor
         scale, back = (heat * factor)[:, None], (along * factor)[:, None]
         da, db = scale * (da - a * back), scale * (db - b * back)
-    tl.store(grad_qkv + at, da, mask=mask)
-    tl.store(grad_qkv + at + half, db, mask=mask)
+    tl.store(theirs, da, mask=mask)
+    tl.store(theirs + half, db, mask=mask)
     return along
 
 
 @triton.jit
 def _backward_kernel(qkv, cos, sin, temperature, grad_q, grad_k,
-                     grad_v, grad_qkv, grad_temperature, M, T,
+                     grad_v, grad_qkv, grad_temperature, M, T, stride,
                      q_row, q_step, q_head, k_row, k_step, k_head,
                      v_row, v_step, v_head,
                      HEADS: tl.constexpr, KV: tl.constexpr, SIZE: tl.constexpr, HALF: tl.constexpr,
@@ -98,23 +97,25 @@ def _backward_kernel(qkv, cos, sin, temperature, grad_q, grad_k,
         c, s = _angles(cos, sin, tokens, mask, pairs, T, half, SHARED)
     else:
         c, s = 1.0, 0.0
+    ours = qkv + tokens[:, None] * stride + pairs[None, :]
+    theirs = grad_qkv + tokens[:, None] * ((HEADS + 2 * KV) * SIZE) + pairs[None, :]
     for h in range(HEADS):
         source = grad_q + (row * q_row + step * q_step + h * q_head)[:, None] + pairs[None, :]
-        at = tokens[:, None] * ((HEADS + 2 * KV) * SIZE) + h * SIZE + pairs[None, :]
+        at = h * SIZE
         heat = tl.load(temperature + h).to(tl.float32) if COSINE else 1.0
-        along = _through(source, qkv, grad_qkv, at, mask, c, s, heat, half, COSINE, ROTARY)
+        along = _through(source, ours + at, theirs + at, mask, c, s, heat, half, COSINE, ROTARY)
         if COSINE:
             tl.store(grad_temperature + tl.program_id(0) * HEADS + h, tl.sum(along, axis=0))
     for h in range(KV):
         source = grad_k + (row * k_row + step * k_step + h * k_head)[:, None] + pairs[None, :]
-        at = tokens[:, None] * ((HEADS + 2 * KV) * SIZE) + (HEADS + h) * SIZE + pairs[None, :]
-        _through(source, qkv, grad_qkv, at, mask, c, s, 1.0, half, COSINE, ROTARY)
+        at = (HEADS + h) * SIZE
+        _through(source, ours + at, theirs + at, mask, c, s, 1.0, half, COSINE, ROTARY)
     for h in range(KV):
         source = grad_v + (row * v_row + step * v_step + h * v_head)[:, None] + pairs[None, :]
         da, db = _pair(source, 0, mask, half)
-        at = tokens[:, None] * ((HEADS + 2 * KV) * SIZE) + (HEADS + KV + h) * SIZE + pairs[None, :]
-        tl.store(grad_qkv + at, da, mask=mask)
-        tl.store(grad_qkv + at + half, db, mask=mask)
+        at = (HEADS + KV + h) * SIZE
+        tl.store(theirs + at, da, mask=mask)
+        tl.store(theirs + at + half, db, mask=mask)
 
 
 # fmt: on
@@ -138,7 +139,7 @@ class _QKNormRope(torch.autograd.Function):
         unused = qkv
         tables = (unused if cos is None else cos, unused if sin is None else sin)
         args = (qkv, *tables, unused if scale is None else scale, turned, batch * length, length)
-        launch(_forward_kernel, (blocks(batch * length, BLOCK),), *args, **constants)
+        launch(_forward_kernel, (blocks(batch * length, BLOCK),), *args, row_stride(qkv), **constants)
         ctx.save_for_backward(qkv, scale, cos, sin)  # type: ignore[arg-type]  # None is allowed
         ctx.heads = (heads, kv_heads, size)  # type: ignore[attr-defined]
         queries, keys = turned.split([heads, kv_heads], dim=2)
@@ -153,13 +154,13 @@ class _QKNormRope(torch.autograd.Function):
         batch, length, _ = qkv.shape
         grads = tuple(grad if grad.stride(-1) == 1 else grad.contiguous() for grad in grads)
         programs = blocks(batch * length, BLOCK)
-        grad_qkv = torch.empty_like(qkv)
+        grad_qkv = qkv.new_empty(qkv.shape)
         partial = qkv.new_empty(programs, heads, dtype=torch.float32)
         constants = _constants(qkv, heads, kv_heads, size, scale, cos)
         tables = (qkv if cos is None else cos, qkv if sin is None else sin)
         strides = [stride for grad in grads for stride in grad.stride()[:3]]
         args = (qkv, *tables, qkv if scale is None else scale, *grads, grad_qkv, partial, batch * length, length)
-        launch(_backward_kernel, (programs,), *args, *strides, **constants)
+        launch(_backward_kernel, (programs,), *args, row_stride(qkv), *strides, **constants)
         grad_scale = None if scale is None else partial.sum(0).to(scale.dtype)
         return grad_qkv, grad_scale, None, None, None, None
 
@@ -191,5 +192,5 @@ def qk_norm_rope(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `model.rotary.qk_norm_rope`."""
     tables = (None if table is None else table.contiguous() for table in (cos, sin))
-    queries, keys, values = _QKNormRope.apply(qkv.contiguous(), scale, *tables, heads, kv_heads)
+    queries, keys, values = _QKNormRope.apply(evenly_spaced(qkv), scale, *tables, heads, kv_heads)
     return queries, keys, values

@@ -29,6 +29,12 @@ def nano() -> ModelConfig:
 
 
 @pytest.fixture
+def branches_apart(nano: ModelConfig) -> ModelConfig:
+    """`nano` whose branches have their own matrices, so that one can be looked at alone."""
+    return nano.model_copy(update={"in_projections": "separate"})
+
+
+@pytest.fixture
 def build(nano: ModelConfig) -> Build:
     """Build a seeded nano model; keyword arguments replace fields, mixers' by dictionaries of theirs."""
 

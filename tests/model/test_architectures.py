@@ -41,6 +41,12 @@ def model(request: pytest.FixtureRequest, build: Build) -> LanguageModel:
     return build(**CASES[request.param])
 
 
+@pytest.fixture(params=CASES)
+def apart(request: pytest.FixtureRequest, build: Build) -> LanguageModel:
+    """`model` before the branches' matrices are joined."""
+    return build(**CASES[request.param], in_projections="separate")
+
+
 def _tokens(rows: int, length: int, seed: int = 1) -> Tensor:
     return torch.randint(0, 61, (rows, length), generator=torch.Generator().manual_seed(seed))
 
@@ -133,14 +139,14 @@ def test_the_first_loss_is_that_of_a_uniform_guess(build: Build, case: str) -> N
     assert loss == pytest.approx(math.log(1000), abs=0.1)
 
 
-def test_parameters_count_as_the_formulae_say(model: LanguageModel) -> None:
+def test_parameters_count_as_the_formulae_say(apart: LanguageModel) -> None:
     expected: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in apart.named_parameters():
         path = name.split(".")
         part = path[2] if path[0] == "blocks" else path[0]
         part = "norms" if part.startswith("norm") else part
         expected[part] = expected.get(part, 0) + parameter.numel()
-    assert count_parameters(model.config) == {**expected, "total": sum(expected.values())}
+    assert count_parameters(apart.config) == {**expected, "total": sum(expected.values())}
 
 
 def test_linear_maps_cost_what_the_formulae_say(model: LanguageModel) -> None:
@@ -169,12 +175,12 @@ def test_matrices_decay_and_nothing_else(model: LanguageModel) -> None:
     assert all(any(mark in name for mark in marks) for name in groups["no_decay"])
 
 
-def test_initialisation_leaves_nothing_out(model: LanguageModel) -> None:
+def test_initialisation_leaves_nothing_out(apart: LanguageModel) -> None:
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in apart.parameters():
             parameter.fill_(torch.nan)
-    initialise(model, model.config)
-    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    initialise(apart, apart.config)
+    assert all(parameter.isfinite().all() for parameter in apart.parameters())
 
 
 def test_every_parameter_learns_and_recomputation_changes_no_gradient(model: LanguageModel) -> None:

@@ -31,8 +31,8 @@ PLACES = {
     "changes",
     [{}, {"gss": {"decay": "none", "expansion": 1.3}}, {"n_kv_heads": 4, "ffn_aux": 1.25, "n_layers": 3}],
 )
-def test_formulae_equal_the_model_part_by_part(nano: ModelConfig, changes: dict[str, Any]) -> None:
-    config = ModelConfig(**{**nano.model_dump(), **changes})
+def test_formulae_equal_the_model_part_by_part(branches_apart: ModelConfig, changes: dict[str, Any]) -> None:
+    config = ModelConfig(**{**branches_apart.model_dump(), **changes})
     model = LanguageModel(config)
     expected = dict.fromkeys(PLACES, 0)
     for name, parameter in model.named_parameters():
@@ -81,7 +81,7 @@ def test_the_sequential_composition_is_near_table_6() -> None:
 
 
 def test_matrix_products_equal_torchs_count(build: Callable[..., LanguageModel]) -> None:
-    model = build(n_layers=3, ffn_aux=1.25)
+    model = build(n_layers=3, ffn_aux=1.25, in_projections="separate")
     rows, length = 2, 7
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(rows, length, dtype=torch.int64))

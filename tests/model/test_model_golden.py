@@ -25,14 +25,18 @@ FIGURES: list[tuple[str, dict[str, Any], list[float]]] = [
     ("pha-nano", {"dropout": 0.2}, [4.127402305603027, 3.923614501953125, 3.7491962909698486]),
     ("pha-tiny", {}, [4.126123428344727, 3.7934393882751465, 2.963783025741577]),
 ]
-NAMES = "863dfd015aac186f"
+NAMES = {"packed": "91b1f0faf2c58369", "separate": "863dfd015aac186f"}
 """SHA-256 of the nano model's parameter names in their order, which the optimizer's state follows."""
 
 
+@pytest.mark.parametrize("in_projections", NAMES)
 @pytest.mark.parametrize(("name", "changes", "expected"), FIGURES)
-def test_three_steps_give_the_first_codes_losses(name: str, changes: dict[str, Any], expected: list[float]) -> None:
+def test_three_steps_give_the_first_codes_losses(
+    name: str, changes: dict[str, Any], expected: list[float], in_projections: str
+) -> None:
     torch.manual_seed(0)
-    model = LanguageModel(ModelConfig(**{**preset(name).model_dump(), "vocab_size": 61, **changes}))
+    fixed = {"vocab_size": 61, "in_projections": in_projections}
+    model = LanguageModel(ModelConfig(**{**preset(name).model_dump(), **fixed, **changes}))
     tokens = torch.randint(0, 61, (2, 70), generator=torch.Generator().manual_seed(1))
     documents = torch.repeat_interleave(torch.arange(3), torch.tensor([20, 35, 14]))[None].expand(2, -1)
     groups = [
@@ -51,8 +55,10 @@ def test_three_steps_give_the_first_codes_losses(name: str, changes: dict[str, A
     assert losses[0] == pytest.approx(expected[0], rel=1e-6)
 
 
-def test_names_of_the_weights() -> None:
-    model = LanguageModel(preset("pha-nano").model_copy(update={"vocab_size": 61}))
+@pytest.mark.parametrize("in_projections", NAMES)
+def test_names_of_the_weights(in_projections: str) -> None:
+    changes = {"vocab_size": 61, "in_projections": in_projections}
+    model = LanguageModel(preset("pha-nano").model_copy(update=changes))
     names = " ".join(name for name, _ in model.named_parameters())
     assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]
-    assert hashlib.sha256(names.encode()).hexdigest()[:16] == NAMES, names
+    assert hashlib.sha256(names.encode()).hexdigest()[:16] == NAMES[in_projections], names

@@ -63,7 +63,7 @@ def test_the_state_forgets_at_the_configured_timescales(decay: str) -> None:
 
 
 def test_deepnorm_scales_the_right_matrices(build: Callable[..., LanguageModel]) -> None:
-    model = build(d_model=128, n_layers=8)
+    model = build(d_model=128, n_layers=8, in_projections="separate")
     beta = model.config.deepnorm_beta
     block = model.layers[3]
     kv = block.attention.kv_heads * block.attention.head_dim

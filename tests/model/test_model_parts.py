@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.attention import Attention
+from model.config import ModelConfig
 from model.ffn import SwiGLU
 from model.gss import GatedStateSpace, timescales
 from model.lm import LanguageModel
@@ -18,6 +19,11 @@ from model.norm import GatedRMSNorm, RMSNorm
 from model.rows import Rows, rope_tables
 
 Build = Callable[..., LanguageModel]
+
+
+@pytest.fixture
+def nano(branches_apart: ModelConfig) -> ModelConfig:
+    return branches_apart
 
 
 def test_rms_norm() -> None:

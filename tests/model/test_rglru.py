@@ -41,7 +41,7 @@ def theirs() -> Any:
 @pytest.mark.parametrize("length", [2, 7, 8, 9, 23])
 @torch.no_grad()
 def test_with_constant_gates_the_whole_branch_is_theirs(build: Build, theirs: Any, length: int) -> None:
-    ours: Any = build(gss={"input_scale": "rglru", "chunk": 8}).layers[0].gss
+    ours: Any = build(gss={"input_scale": "rglru", "chunk": 8}, in_projections="separate").layers[0].gss
     inputs, gate, features = ours.in_proj.weight.chunk(3)
     gate.zero_()
     ours.gate_bias.normal_()

@@ -21,6 +21,9 @@ DTYPES = st.sampled_from(list(TOLERANCE))
 
 SEEDS = st.integers(0, 2**31 - 1)
 
+SPARE = st.sampled_from([0, 3, 16])
+"""Channels that lie on both sides of what a kernel reads, as other branches' do in a packed projection."""
+
 fresh = settings(
     derandomize=os.environ.get("PHA_FRESH") != "1",
     max_examples=int(os.environ.get("PHA_EXAMPLES", "10")),
@@ -28,6 +31,11 @@ fresh = settings(
 )
 """Shapes and numbers: the same in every run, or others with PHA_FRESH=1. A failure prints how to repeat it, and is not
 made smaller: that is slow."""
+
+
+def part(wide: Tensor, spare: int) -> Tensor:
+    """What is left of [..., d + 2 spare] without the spare channels at both ends: a view."""
+    return wide[..., spare : wide.shape[-1] - spare]
 
 
 def relative_error(measured: Tensor, expected: Tensor) -> float:

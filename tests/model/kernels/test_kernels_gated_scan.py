@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from model.gated_scan import gated_scan
 from model.kernels.dispatch import installed
-from tests.model.kernels.proof import DTYPES, SEEDS, fresh, prove
+from tests.model.kernels.proof import DTYPES, SEEDS, SPARE, fresh, part, prove
 from tests.model.ops import normal, random_starts
 
 if not installed():
@@ -34,19 +34,21 @@ def leaves_of(generator, batch, length, channels, *, rate, state):
     LENGTHS,
     CHANNELS,
     st.fixed_dictionaries({name: st.booleans() for name in ("rate", "state", "documents", "signed", "scaled", "walk")}),
+    SPARE,
     DTYPES,
     SEEDS,
 )
-def test_gated_scan(batch, length, channels, chosen, dtype, seed):
+def test_gated_scan(batch, length, channels, chosen, spare, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     starts = random_starts(generator, batch, length) if chosen["documents"] else None
     leaves = leaves_of(generator, batch, length, channels, rate=chosen["rate"], state=chosen["state"])
+    leaves[0] = normal(generator, batch, length, 3 * channels + 2 * spare)
 
     def arguments(projected, bias, *rest):
         rest = list(rest)
         rate = rest.pop(0) if chosen["rate"] else None
         state = rest.pop(0) if chosen["state"] else None
-        return projected, bias, rate, starts, state, chosen["signed"], chosen["scaled"]
+        return part(projected, spare), bias, rate, starts, state, chosen["signed"], chosen["scaled"]
 
     prove(
         lambda *given: gated_scan(*arguments(*given)),

@@ -13,7 +13,7 @@ from model.loss import linear_cross_entropy, softmax_loss_
 from model.norm import add_rms_norm, rms_norm
 from model.rotary import qk_norm_rope
 from model.rows import rope_tables
-from tests.model.kernels.proof import DTYPES, SEEDS, TOLERANCE, fresh, prove, relative_error
+from tests.model.kernels.proof import DTYPES, SEEDS, SPARE, TOLERANCE, fresh, part, prove, relative_error
 from tests.model.ops import normal
 
 ROWS = st.sampled_from([1, 2, 3, 7, 11])
@@ -21,10 +21,11 @@ WIDTHS = st.sampled_from([3, 5, 16, 31, 64, 76, 130])  # a norm of one channel h
 
 
 @fresh
-@given(ROWS, WIDTHS, DTYPES, SEEDS)
-def test_swiglu(rows, width, dtype, seed):
+@given(ROWS, WIDTHS, SPARE, DTYPES, SEEDS)
+def test_swiglu(rows, width, spare, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
-    prove(lambda x: [swiglu(x)], [normal(generator, 1, rows, 2 * width)], dtype, seed)
+    wide = normal(generator, 1, rows, 2 * width + 2 * spare)
+    prove(lambda x: [swiglu(part(x, spare))], [wide], dtype, seed)
 
 
 @fresh
@@ -97,20 +98,21 @@ def test_dropout_in_the_fusion_keeps_its_share_and_repeats_it_backward():
     st.sampled_from([2, 6, 16, 60]),
     st.booleans(),
     st.sampled_from(["none", "shared", "own"]),
+    SPARE,
     DTYPES,
     SEEDS,
 )
-def test_rotary(batch, length, heads, size, cosine, tables, dtype, seed):
+def test_rotary(batch, length, heads, size, cosine, tables, spare, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     (count, kv), cos, sin = heads, None, None
     if tables != "none":
         rows = 1 if tables == "shared" else batch
         cos, sin = rope_tables(torch.randint(0, 50, (rows, length), generator=generator), size, 10_000.0)
-    leaves = [normal(generator, batch, length, (count + 2 * kv) * size)]
+    leaves = [normal(generator, batch, length, (count + 2 * kv) * size + 2 * spare)]
     leaves += [5 + normal(generator, count).abs()] if cosine else []
 
     def run(qkv, scale=None):
-        return qk_norm_rope(qkv, count, kv, scale, cos, sin)
+        return qk_norm_rope(part(qkv, spare), count, kv, scale, cos, sin)
 
     prove(run, leaves, dtype, seed)
 
