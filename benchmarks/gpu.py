@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.kernels.cases import Case, cases, floor, gradients
+from benchmarks.kernels.cases import Case, attention, cases, floor, gradients
 from benchmarks.kernels.peers import peers, versions
 from benchmarks.tables import Table
 from model.kernels import dispatch
@@ -278,8 +279,11 @@ def main() -> None:
     for name in () if options.skip_models else options.models:
         found["models"].append(model_steps(name, device, options))
         keep(found, options.json)
-    small = cases(preset(options.preset), min(2, options.batch), min(1000, options.tokens), device, half)
-    large = cases(preset(options.preset), options.batch, options.tokens, device, half)
+    config = preset(options.preset)
+    small, large = (
+        itertools.chain.from_iterable(group(config, *shape, device, half) for group in (cases, attention))
+        for shape in ((min(2, options.batch), min(1000, options.tokens)), (options.batch, options.tokens))
+    )
     with whole_rows() if device.type == "cpu" else contextlib.nullcontext():
         for case, little in zip(large, small, strict=True):
             if not options.only or case.name in options.only:

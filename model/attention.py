@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,38 @@ from torch.nn import functional as F
 
 from model.cache import KeyValueMemory, KeyValues, Memory, WindowKeyValues
 from model.config import ModelConfig
+from model.flex import tiled_attention
 from model.init import fill
 from model.mixer import ROWS, Mixer
 from model.rotary import qk_norm_rope
 from model.rows import Rows
 from model.window import banded_attention
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+def masked_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | BlockMask | None, scale: float | None
+) -> Tensor:
+    """Attention of queries [B, heads, T, d] to keys and values [B, kv_heads, S, d].
+
+    Args:
+        queries, keys, values: see above; in training S = T.
+        mask: one of the forms of `model.rows.Rows.mask`.
+        scale: factor on the products; None is 1/sqrt(d).
+
+    Returns:
+        [B, heads, T, d].
+    """
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 4):
+        causal, grouped = mask is None and queries.shape[2] > 1, queries.shape[1] != keys.shape[1]
+        return F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=grouped
+        )
+    if isinstance(mask, Tensor):
+        return banded_attention(queries, keys, values, mask, scale)
+    return tiled_attention(queries, keys, values, mask, scale)
 
 
 class Attention(Mixer):
@@ -47,18 +75,7 @@ class Attention(Mixer):
             keys, values = memory.append(keys, values)
             queries = queries.to(keys.dtype)
         scale = None if self.log_scale is None else 1.0  # a temperature is already in the queries
-        if rows.mask is not None and rows.mask.ndim == 5:
-            mixed = banded_attention(queries, keys, values, rows.mask, scale)
-        else:
-            mixed = F.scaled_dot_product_attention(
-                queries,
-                keys,
-                values,
-                attn_mask=rows.mask,
-                is_causal=rows.mask is None and length > 1,
-                scale=scale,
-                enable_gqa=self.heads != self.kv_heads,
-            )
+        mixed = masked_attention(queries, keys, values, rows.mask, scale)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, -1).to(x.dtype))
 
     def empty_memory(self, batch: int, max_length: int, dtype: torch.dtype, device: torch.device) -> Memory:

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from model import architectures
+from model import architectures, flex
 from model.config import ModelConfig
 from model.window import window_mask
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 
 class Rows(NamedTuple):
     """Where documents and calls begin, in the forms that mixers want; None where nothing needs saying.
 
-    The fields are tensors or None, so that blocks can take them as positional arguments: activation checkpointing
-    keeps or recomputes each by itself.
+    Blocks take the fields as positional arguments: activation checkpointing keeps or recomputes each by itself.
 
     Attributes:
         cos, sin: rotary tables of `rope_tables`; None without rotary positions.
         mask: what a query may see: boolean [B or 1, 1, T, S], S counting the remembered tokens too, or the blocks
-            [B or 1, n, 1, C, C + window] of `model.window`. None is the causal mask when T > 1, and everything
-            when T = 1.
+            [B or 1, n, 1, C, C + window] of `model.window`, or the tiles of `model.flex`. None is the causal mask
+            when T > 1, and everything when T = 1.
         keep: float32 [B, T, 1], 0 at the first token of a document and 1 elsewhere; None is one document a row.
         starts: the same as boolean [B, T], True at the first token of a document.
     """
 
     cos: Tensor | None = None
     sin: Tensor | None = None
-    mask: Tensor | None = None
+    mask: Tensor | BlockMask | None = None
     keep: Tensor | None = None
     starts: Tensor | None = None
 
@@ -80,9 +82,12 @@ def describe_rows(config: ModelConfig, tokens: Tensor, documents: Tensor | None,
 
 def _attention_mask(
     window: int | None, length: int, before: int, segments: Tensor | None, device: torch.device
-) -> Tensor | None:
+) -> Tensor | BlockMask | None:
     """`Rows.mask` for these segments [B, T] or for `before` remembered tokens."""
-    if window is not None and before + length > window:
+    narrow = window is not None and before + length > window
+    if before == 0 and (narrow or segments is not None) and flex.wanted(length, device):
+        return flex.tile_mask(length, window if narrow else None, segments, device)
+    if narrow and window is not None:
         # A single token's memory holds what it may see, and no more.
         return None if length == 1 else window_mask(window, length, min(before, window - 1), segments, device)
     steps = torch.arange(before + length, device=device)

@@ -9,16 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from model.attention import masked_attention
 from model.config import ModelConfig
 from model.ffn import swiglu
 from model.fusion import fuse
 from model.gated_scan import gated_scan
+from model.kernels import dispatch
 from model.linear_attention import linear_attention
 from model.loss import softmax_loss_
 from model.norm import add_rms_norm, rms_norm
 from model.presets import preset
 from model.rotary import qk_norm_rope
-from model.rows import rope_tables
+from model.rows import describe_rows, rope_tables
 from model.ssd import ssd
 
 
@@ -152,6 +154,28 @@ def cases(
     for group in (_norms, _scan, _rotary, _swiglu, _fusion, _cross_entropy, _ssd, _linear_attention):
         for case in group(make):
             yield case if case.tokens else _with_tokens(case, batch * length)
+
+
+def attention(
+    config: ModelConfig, batch: int, length: int, device: torch.device, half: torch.dtype = torch.bfloat16
+) -> Iterator[Case]:
+    """Attention within documents, and within a window of them: PyTorch's own kernels, by dense masks or by tiles."""
+    make = _Maker(config, batch, length, device, half)
+    tokens = torch.zeros(batch, length, dtype=torch.int64, device=device)
+    documents = make.starts().cumsum(1)
+    for name, window in (("attention in documents", None), (f"attention, window of {length // 4}", length // 4)):
+        attending = ModelConfig(**{**config.model_dump(), "attention": {"window": window}})
+        queries = make.normal(batch, config.n_heads, length, config.head_dim, dtype=half)
+        keys, values = (make.normal(batch, config.n_kv_heads, length, config.head_dim, dtype=half) for _ in range(2))
+        masks: dict[str, Any] = {}
+
+        def run(q: Tensor, k: Tensor, v: Tensor, known: Any = attending, masks: Any = masks) -> list[Tensor]:
+            mode = dispatch.mode()
+            if mode not in masks:  # once a batch, for all layers
+                masks[mode] = describe_rows(known, tokens, documents, 0).mask
+            return [masked_attention(q, k, v, masks[mode], 1.0)]
+
+        yield Case(name, run, [queries, keys, values], [documents], batch * length)
 
 
 def _with_tokens(case: Case, tokens: int) -> Case:

@@ -112,9 +112,9 @@ def fused(module: str) -> Callable[[Operation], Operation]:
             try:
                 return kernel(*args, **kwargs)
             except Exception as error:
-                if not _is_compilers(error) or interpreting():
+                if interpreting():
                     raise
-                _give_up(name, error)
+                give_up(name, error)
                 return operation(*args, **kwargs)
 
         return run  # type: ignore[return-value]
@@ -146,11 +146,19 @@ def _load(name: str, module: str) -> Callable[..., Any]:
 
 
 def _is_compilers(error: Exception) -> bool:
-    """Whether the error is Triton's own: it cannot compile or load the kernel. Errors of the device are not."""
-    return type(error).__module__.startswith("triton")
+    """Whether the error is a compiler's own: it cannot make or load the kernel. Errors of the device are not."""
+    return type(error).__module__.startswith(("triton", "torch._dynamo", "torch._inductor"))
 
 
-def _give_up(name: str, error: Exception) -> None:
+def compiles(name: str) -> bool:
+    """Whether a kernel that PyTorch itself makes with Triton is to be used: none failed, and kernels are wanted."""
+    return _state.mode != "reference" and name not in _state.broken and installed()
+
+
+def give_up(name: str, error: Exception) -> None:
+    """Use a kernel no more in this process if `error` is a compiler's, and say so; raise any other error again."""
+    if not _is_compilers(error):
+        raise error
     reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     _state.broken[name] = reason
     log.warning("The kernel of %s does not compile here (%s); plain PyTorch takes its place.", name, reason)
