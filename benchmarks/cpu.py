@@ -2,8 +2,9 @@
 
     python benchmarks/cpu.py [--steps 7] [--lengths 4096 8192] [--threads N] [--write docs/kernels.md] [--json]
 
-- Speed: a PHA of about 4 million parameters at 512 tokens. Its model FLOPs (`model/flops.py`, from the bottom up) times
-  its tokens/s, over the rate of a float32 product of square matrices, both measured in turn on the same threads.
+- Speed: a PHA of about 4 million parameters at 512 tokens, as it is and compiled (`train.compile`). Its model FLOPs
+  (`model/flops.py`, from the bottom up) times its tokens/s, over the rate of a float32 product of square matrices, all
+  measured in turn on the same threads.
 - Long texts: the same PHA beside attention alone (`branches=[attention]`) with as many layers as give it the nearest
   number of parameters, step by step in turn; one document a row.
 - Memory: what a step needs beyond what the process held before it, in processes of their own: all activations and all
@@ -95,23 +96,24 @@ def seconds(run: Callable[[], Any]) -> float:
 def speed(steps: int) -> dict[str, Any]:
     """PHA's rate beside that of matrix products, in turn."""
     config, length = pha(), 512
-    training, a = Training(config, length), torch.randn(SIZE, SIZE)
-    products, took = [], []
-    for step in range(steps + 1):
+    trainings, a = {"eager": Training(config, length), "compiled": Training(config, length)}, torch.randn(SIZE, SIZE)
+    trainings["compiled"].model.compile_blocks()
+    products: list[float] = []
+    took: dict[str, list[float]] = {name: [] for name in trainings}
+    for _ in range(steps + 1):
         product = statistics.median(seconds(lambda: a @ a) for _ in range(20))
-        duration = seconds(training.step)
-        if step:  # the first allocates
-            products.append(2 * SIZE**3 / product)
-            took.append(duration)
-    rate = TOKENS / statistics.median(took)
-    flops = flops_per_token(config, length)["total"]
+        products.append(2 * SIZE**3 / product)
+        for name, training in trainings.items():
+            took[name].append(seconds(training.step))
+    rates = {name: TOKENS / statistics.median(durations[1:]) for name, durations in took.items()}
+    flops, peak = flops_per_token(config, length)["total"], statistics.median(products[1:])  # the first allocates
     return {
         "parameters": count_parameters(config)["total"],
-        "tokens_per_s": rate,
         "flops_per_token": flops,
-        "flops": rate * flops,
-        "matmul_flops": statistics.median(products),
-        "share": rate * flops / statistics.median(products),
+        "matmul_flops": peak,
+        "tokens_per_s": rates,
+        "share": {name: rate * flops / peak for name, rate in rates.items()},
+        "first_step_s": {name: durations[0] for name, durations in took.items()},
     }
 
 
@@ -152,18 +154,17 @@ def tables(found: dict[str, Any]) -> list[Table]:
     one = found["speed"]
     fast = Table(
         "A PHA of 4 million parameters at 512 tokens on a CPU",
-        ("parameters", "tokens/s", "FLOPs/token", "GFLOP/s", "matrix product, GFLOP/s", "share"),
+        ("blocks", "tokens/s", "GFLOP/s", "matrix product, GFLOP/s", "share", "first step, s"),
     )
-    fast.rows.append(
-        [
-            *(f"{one['parameters']:,}", f"{one['tokens_per_s']:,.0f}", f"{one['flops_per_token'] / 1e6:.1f} M"),
-            *(f"{one['flops'] / 1e9:.1f}", f"{one['matmul_flops'] / 1e9:.1f}", f"{one['share']:.0%}"),
-        ]
-    )
+    for name, rate in one["tokens_per_s"].items():
+        reached, peak = rate * one["flops_per_token"] / 1e9, one["matmul_flops"] / 1e9
+        share, first = one["share"][name], one["first_step_s"][name]
+        fast.rows.append([name, f"{rate:,.0f}", f"{reached:.1f}", f"{peak:.1f}", f"{share:.1%}", f"{first:.1f}"])
     machine = found["machine"]
     fast.remarks.append(
         f"{machine['cores']} cores of {machine['processor']}, {found['threads']} threads; medians of {found['steps']} "
-        f"steps of {TOKENS:,} tokens, forward, backward and AdamW, in eager PyTorch; products of {SIZE} x {SIZE}."
+        f"steps of {TOKENS:,} tokens, forward, backward and AdamW, in turn; products of {SIZE} x {SIZE}. "
+        f"{one['parameters']:,} parameters, {one['flops_per_token'] / 1e6:.1f} MFLOP a token. The first step compiles."
     )
     long = Table(
         "Long texts on a CPU, beside attention alone with as many parameters",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from model.cache import Memory
 from model.config import ModelConfig
 from model.init import fill
-from model.kernels.dispatch import fused
+from model.kernels.dispatch import by_hand, fused
 from model.mixer import ROWS, Mixer
 from model.rows import Rows
 
@@ -18,7 +18,7 @@ from model.rows import Rows
 @fused("swiglu")
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for gate and up [..., F], one behind the other in [..., 2 F] (arXiv 2002.05202)."""
-    if gate_up.device.type != "cpu":
+    if not by_hand(gate_up):
         return swiglu_reference(gate_up)
     product: Tensor = _SwiGLU.apply(gate_up)
     return product

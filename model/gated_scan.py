@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
-from model.kernels.dispatch import fused
+from model.kernels.dispatch import by_hand, fused
 from model.scan import backward_scan, decay_gradient, diagonal_scan, forward_scan
 
 INPUT_SCALE_FLOOR = 1e-6
@@ -132,7 +132,7 @@ def gated_scan(
     Returns:
         y [B, T, H] in the dtype of `projected`, and the last state [B, H].
     """
-    if projected.device.type != "cpu":
+    if not by_hand(projected):
         return gated_scan_reference(projected, gate_bias, rate, starts, initial, signed, scaled, chunk)
     dtype = torch.promote_types(projected.dtype, torch.float32)
     rate = None if rate is None else rate.to(dtype)

@@ -45,6 +45,7 @@ class LanguageModel(nn.Module):
         self.budget = Budget(config.taipan, selective) if selective else None
         self._checkpoint: Callable[..., Any] | None = None
         self._recompute_every = 0
+        self._compiled: list[Callable[..., Any]] = []
         initialise(self, config)
         if config.in_projections == "packed":
             for block in self.blocks:
@@ -82,10 +83,12 @@ class LanguageModel(nn.Module):
         x = self.embedding(tokens)
         chosen: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            if self._checkpoint is not None and self._recomputes(index) and cache is None:
-                out = self._checkpoint(block, x, *rows)
+            if cache is not None:
+                out = block(x, *rows, memory=cache.layers[index])
+            elif self._checkpoint is not None and self._recomputes(index):
+                out = self._checkpoint(self._trained(index), x, *rows)
             else:
-                out = block(x, *rows, memory=None if cache is None else cache.layers[index])
+                out = self._trained(index)(x, *rows)
             x = out if isinstance(out, Tensor) else out[0]
             chosen += [] if isinstance(out, Tensor) else [out[1]]
         if cache is not None:
@@ -115,6 +118,13 @@ class LanguageModel(nn.Module):
             raise ModelError(f"Recomputation every {every} blocks makes no sense; give 0 (never) or more.")
         self._checkpoint = checkpoint
         self._recompute_every = every
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Have torch.compile make the blocks' training steps, at the first; names and all other calls stay.
+
+        Operations are compiled from their definitions: neither Triton kernels nor written-out backward passes are used.
+        """
+        self._compiled = [torch.compile(block, dynamic=False, backend=backend) for block in self.blocks]
 
     def begin_step(self, step: int) -> None:
         """Take note that the training step `step`, counted from 0, begins.
@@ -162,6 +172,11 @@ class LanguageModel(nn.Module):
             return loss
         owed = self.budget.loss(chosen, labels)
         return loss + (owed - owed.detach())  # adds 0
+
+    def _trained(self, index: int) -> Callable[..., Any]:
+        """The block, compiled where it is trained and compilation is wanted."""
+        compiled = bool(self._compiled) and self.training and torch.is_grad_enabled()
+        return self._compiled[index] if compiled else self.blocks[index]
 
     def _recomputes(self, index: int) -> bool:
         every = self._recompute_every

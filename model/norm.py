@@ -10,7 +10,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
 from model.config import ModelConfig
-from model.kernels.dispatch import fused
+from model.kernels.dispatch import by_hand, fused
 
 
 @fused("rms_norm")
@@ -19,7 +19,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
 
     The result has the dtype of x.
     """
-    if x.device.type == "cpu":  # where PyTorch has no kernel of its own for it
+    if by_hand(x):  # where PyTorch has no kernel of its own for it
         normed: Tensor = _RMSNorm.apply(x, gain, eps)
         return normed
     return rms_norm_reference(x, gain, eps)

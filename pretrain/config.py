@@ -181,6 +181,9 @@ class TrainConfig(Section):
     """`auto`: bf16 autocast over fp32 weights on GPUs, fp32 on CPUs (where bf16 has no hardware)."""
     kernels: Literal["auto", "reference", "triton"] = "auto"
     """`auto`: Triton kernels on GPUs, plain PyTorch elsewhere; see `model.kernels.dispatch`."""
+    compile: bool = False
+    """torch.compile makes each block's step from plain PyTorch: some per cent faster on a CPU, after a start that takes
+    ten seconds and more and a C++ compiler; on GPUs it takes the place of the kernels inside the blocks."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     recompute: RecomputeConfig = RecomputeConfig()
     threads: int | None = Field(None, ge=1, le=4096)
@@ -260,6 +263,17 @@ class RunConfig(Section):
                     "train.recompute must be none when train.objective is distill, whose losses arise inside the "
                     "blocks; lower train.micro_batch to save memory"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _compiles_what_stays(self) -> RunConfig:
+        if self.train.compile and self.train.zero_stage == 3:
+            raise ValueError(
+                "train.compile cannot follow weights that ZeRO 3 gathers and frees; set train.zero_stage to at most 2, "
+                "or train.compile to false"
+            )
+        if self.train.compile and self.train.objective == "distill":
+            raise ValueError("train.compile must be false when train.objective is distill, which looks into the blocks")
         return self
 
     @model_validator(mode="after")

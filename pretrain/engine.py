@@ -20,6 +20,7 @@ from pretrain.config import RunConfig
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
 from pretrain.errors import RunError
+from pretrain.hardware import require_compiler
 from pretrain.initial import Initial
 from pretrain.optim import parameter_groups
 
@@ -93,6 +94,9 @@ class Engine:
         if config.train.zero_stage == 0:
             self._optimizer.register_step_pre_hook(self._clip)
         self._set_recompute(model, settings)
+        if config.train.compile:
+            require_compiler(self.device)
+            model.compile_blocks()
 
     @property
     def module(self) -> LanguageModel:

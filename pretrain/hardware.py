@@ -6,11 +6,14 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import sys
 import time
 from pathlib import Path
 
 import torch
+
+from pretrain.errors import RunError
 
 # Dense bf16 peak [FLOP/s] from the vendors' data sheets, by a part of the device's name.
 _PEAK_BF16 = {
@@ -31,6 +34,14 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raise RunError where torch.compile has no C++ compiler for a CPU."""
+    if device.type == "cpu" and not any(
+        shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")
+    ):
+        raise RunError("train.compile needs a C++ compiler on a CPU; install g++, or set train.compile=false.")
 
 
 def keep_memory() -> None:

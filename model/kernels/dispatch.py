@@ -104,7 +104,7 @@ def fused(module: str) -> Callable[[Operation], Operation]:
 
         @functools.wraps(operation)
         def run(*args: Any, **kwargs: Any) -> Any:
-            if not _wanted(name, args):
+            if torch.compiler.is_compiling() or not _wanted(name, args):
                 return operation(*args, **kwargs)
             kernel = _state.operations[name] or _load(name, module)
             if kernel.supports is not None and kernel.supports(*args, **kwargs) is not None:  # type: ignore[attr-defined]
@@ -148,6 +148,11 @@ def _load(name: str, module: str) -> Callable[..., Any]:
 def _is_compilers(error: Exception) -> bool:
     """Whether the error is a compiler's own: it cannot make or load the kernel. Errors of the device are not."""
     return type(error).__module__.startswith(("triton", "torch._dynamo", "torch._inductor"))
+
+
+def by_hand(x: Tensor) -> bool:
+    """Whether an operation on x goes back by its written-out backward pass: on CPUs, unless torch.compile makes one."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def compiles(name: str) -> bool:
