@@ -24,6 +24,8 @@ from pretrain.state import CheckpointInfo
 log = logging.getLogger(__name__)
 
 MANIFEST, MARKER, STATE, WEIGHTS = "manifest.json", "COMMITTED", "state.json", "model.safetensors"
+SOURCE = "source"
+"""Beside what was made from a checkpoint: the marker of that checkpoint."""
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -131,12 +133,7 @@ class CheckpointStore:
         """Hashes what all ranks have written, marks it, renames it, and removes the oldest beyond `keep`."""
         folder, final = self.pending(step), self.directory / f"step-{step:08d}"
         write_json(folder / STATE, info.model_dump())
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        for path in [*files, *{p.parent for p in files}]:
-            sync(path)  # before older checkpoints go: after a power cut the bytes must be there, not only the names
-        manifest = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-        write_json(folder / MANIFEST, manifest)
-        write_atomic(folder / MARKER, sha256(folder / MANIFEST) + "\n")
+        _seal(folder)
         if final.exists():
             # A run that went back to an older checkpoint comes by here again; the newer attempt is the true one.
             final.rename(_free_name(final.with_name(final.name + ".superseded")))
@@ -149,11 +146,41 @@ class CheckpointStore:
         """Removes what a failed attempt left."""
         shutil.rmtree(self.pending(step), ignore_errors=True)
 
+    def elastic(self, checkpoint: Checkpoint) -> Path | None:
+        """What `commit_elastic` kept beside this very checkpoint, if every byte of it is there."""
+        folder = _beside(checkpoint)
+        if not folder.exists():
+            return None
+        problems = Checkpoint(folder).problems()
+        if not problems and (folder / SOURCE).read_bytes() == (checkpoint.path / MARKER).read_bytes():
+            return folder
+        log.warning("%s is made again (%s).", folder, "; ".join(problems) or "it belongs to another checkpoint")
+        return None
+
+    def begin_elastic(self, checkpoint: Checkpoint) -> Path:
+        """A fresh folder for the checkpoint's optimizer state in the form that belongs to no rank."""
+        folder = self.directory / f".writing-{_beside(checkpoint).name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        return folder
+
+    def commit_elastic(self, checkpoint: Checkpoint) -> Path:
+        """Seals the folder and puts it beside the checkpoint, with which it will be removed."""
+        folder, final = self.directory / f".writing-{_beside(checkpoint).name}", _beside(checkpoint)
+        shutil.copyfile(checkpoint.path / MARKER, folder / SOURCE)
+        _seal(folder)
+        if final.exists():
+            shutil.rmtree(final)
+        folder.rename(final)
+        sync(self.directory)
+        return final
+
     def _prune(self) -> None:
         for old in self.all()[: -self.keep]:
-            # The marker goes first: a removal that is cut short must not look like a checkpoint.
-            (old.path / MARKER).unlink(missing_ok=True)
-            shutil.rmtree(old.path)
+            for folder in (_beside(old), old.path):
+                # The marker goes first: a removal that is cut short must not look like a checkpoint.
+                (folder / MARKER).unlink(missing_ok=True)
+                shutil.rmtree(folder, ignore_errors=folder != old.path)
 
 
 def step_of(path: Path) -> int:
@@ -172,6 +199,20 @@ def newest(directory: Path) -> Checkpoint:
             if not checkpoint.problems():
                 return checkpoint
     raise RunError(f"{directory} holds no complete checkpoint; `pha train` writes one every checkpoint.every steps.")
+
+
+def _beside(checkpoint: Checkpoint) -> Path:
+    return checkpoint.path.with_name(checkpoint.path.name + ".elastic")
+
+
+def _seal(folder: Path) -> None:
+    """Makes the folder's files durable, and writes their manifest and then the marker."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    for path in [*files, *{p.parent for p in files}]:
+        sync(path)  # before older checkpoints go: after a power cut the bytes must be there, not only the names
+    manifest = {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    write_json(folder / MANIFEST, manifest)
+    write_atomic(folder / MARKER, sha256(folder / MANIFEST) + "\n")
 
 
 def _free_name(path: Path) -> Path:

@@ -19,6 +19,7 @@ from model.lm import LanguageModel
 from pretrain.config import RunConfig
 from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
+from pretrain.elastic import give_optimizer
 from pretrain.errors import RunError
 from pretrain.hardware import require_compiler
 from pretrain.initial import Initial
@@ -71,6 +72,8 @@ class Engine:
         trained = AttentionMatching(model) if config.train.objective == "distill" else model
         self.parameter_count = sum(p.numel() for p in model.parameters())
         groups = parameter_groups(model, config.optim)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        self.optimized = [names[parameter] for group in groups for parameter in group["params"]]
         optim = config.optim
         self._groups = [
             {"weight_decay": group["weight_decay"], "betas": optim.betas, "eps": optim.eps} for group in groups
@@ -187,6 +190,11 @@ class Engine:
         # What was loaded brings its old settings along; the config's are the ones that count.
         for group, settings in zip(self._engine.optimizer.param_groups, self._groups, strict=True):
             group.update(settings)
+
+    def take_up(self, file: Path) -> None:
+        """Takes the optimizer's state from a file of `pretrain.elastic`; the weights were given at the start."""
+        parameters = dict(self.module.named_parameters())
+        give_optimizer(file, parameters, self._optimizer, self.config.train.zero_stage)
 
     def _adamw(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         optim = self.config.optim

@@ -24,8 +24,9 @@ from pretrain.config import RunConfig
 from pretrain.data import open_corpus, resolve, to_device
 from pretrain.deepspeed_config import batch_split
 from pretrain.distributed import Ranks, World, discover
-from pretrain.engine import Engine, uses_bf16
-from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError, RunFailed
+from pretrain.elastic import OPTIMIZER, whole_optimizer
+from pretrain.engine import ZERO_TAG, Engine, uses_bf16
+from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunFailed
 from pretrain.evaluate import accumulate, batches_of, summarise
 from pretrain.hardware import keep_memory, peak_flops, peak_memory, usable_cores
 from pretrain.heartbeat import Heartbeat
@@ -89,8 +90,7 @@ class Run:
         self.micro_batch, _ = batch_split(config, self.world.size)
         self.store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
         self.found = self._newest()
-        given = config.train.init_from if self.found is None else None
-        self.engine = Engine(config, ranks, Initial.find(given, dataset) if given else None)
+        self.engine = Engine(config, ranks, self._initial())
         self.state = TrainState()
         self.loggers: list[Logger] = []
         self.metrics: metrics.MetricsFile | None = None
@@ -194,7 +194,7 @@ class Run:
         """Writes a checkpoint. Raises RunError when the disk refuses; older checkpoints stay as they are."""
         step = self.state.step
         self.heartbeat.beat("save", step)
-        fingerprint = self._fingerprint()
+        fingerprint = self._fingerprint(self.world.size)
         if not math.isfinite(fingerprint):
             raise RunFailed(
                 f"The weights of step {step} give a loss of {fingerprint}: they are not saved, and the last checkpoint "
@@ -218,6 +218,18 @@ class Run:
 
     # --- start ------------------------------------------------------------------------------------------
 
+    def _initial(self) -> Initial | None:
+        """Weights to begin with that the engine's own loading does not bring: another run's, or of another layout."""
+        if self.found is None:
+            given = self.config.train.init_from
+            return Initial.find(given, self.dataset) if given else None
+        info = self.found.info()
+        return Initial(self.config.model, self.found) if self._moved(info) else None
+
+    def _moved(self, info: CheckpointInfo) -> bool:
+        """Whether the checkpoint was written by another number of ranks, or at another ZeRO stage."""
+        return (info.world_size, info.zero_stage) != (self.world.size, self.config.train.zero_stage)
+
     def _newest(self) -> Checkpoint | None:
         found = self.store.latest() if self.world.is_main else None
         step = self.ranks.from_main(found.step if found else -1)
@@ -228,8 +240,11 @@ class Run:
         if checkpoint is None:
             return
         info = checkpoint.info()
-        self._check_match(checkpoint, info)
-        self.engine.load(checkpoint.path)
+        data_plan.check_unchanged(self.config, self.dataset, checkpoint.path, info)
+        if self._moved(info):
+            self._take_up(checkpoint, info)
+        else:
+            self.engine.load(checkpoint.path)
         self.state = info.state
         self.state.restarts += 1
         if self._data_changed(info):
@@ -237,7 +252,7 @@ class Run:
             log.warning("The data is not what %s was trained on; going on with its next epoch.", checkpoint.path)
             return
         self.state.data.made_with = data_plan.identity(self.config, self.dataset)
-        fingerprint = self._fingerprint()
+        fingerprint = self._fingerprint(info.world_size)
         tolerance = 1e-2 if uses_bf16(self.config, self.engine.device) else 1e-5
         if not math.isclose(fingerprint, info.fingerprint, rel_tol=tolerance):
             raise RunFailed(
@@ -248,14 +263,23 @@ class Run:
         step, tokens = self.state.step, self.state.tokens
         log.info("Resumed from %s: step %d, %s tokens.", checkpoint.path.name, step, f"{tokens:,}")
 
-    def _check_match(self, checkpoint: Checkpoint, info: CheckpointInfo) -> None:
-        data_plan.check_unchanged(self.config, self.dataset, checkpoint.path, info)
-        made_with = (info.world_size, info.zero_stage)
-        if made_with != (self.world.size, self.config.train.zero_stage):
-            raise RunError(
-                f"{checkpoint.path} was written by {info.world_size} rank(s) at ZeRO stage {info.zero_stage}, but this "
-                f"run has {self.world.size} at stage {self.config.train.zero_stage}; start it with the same numbers."
-            )
+    def _take_up(self, checkpoint: Checkpoint, info: CheckpointInfo) -> None:
+        """Goes on from what other ranks, or another ZeRO stage, have written."""
+        self.heartbeat.beat("convert", info.state.step)
+        problem = ""
+        if self.world.is_main:
+            try:
+                files, names = checkpoint.path / ZERO_TAG, self.engine.optimized
+                whole_optimizer(self.store, checkpoint, files, info.zero_stage, names)
+            except RunFailed as error:
+                problem = str(error)
+        if not self.ranks.all_true(not problem):
+            raise RunFailed(problem or f"Rank 0 could not convert {checkpoint.path}; its log says why.")
+        log.info(
+            "%s was written by %d rank(s) at ZeRO stage %d; it is taken up by %d at stage %d.",
+            *(checkpoint.path.name, info.world_size, info.zero_stage, self.world.size, self.config.train.zero_stage),
+        )
+        self.engine.take_up(checkpoint.path.with_name(f"{checkpoint.path.name}.elastic") / OPTIMIZER)
 
     def _data_changed(self, info: CheckpointInfo) -> bool:
         return bool(data_plan.difference(self.config, self.dataset, info))
@@ -333,14 +357,20 @@ class Run:
         for logger in self.loggers:
             logger.log(record)
 
-    def _fingerprint(self) -> float:
-        """Mean loss on the first sequences of this data order, one a rank: the same batch at any time."""
+    def _fingerprint(self, rows: int) -> float:
+        """Mean loss on the first `rows` sequences of this data order: the same batch at any time, on any ranks."""
         first = self.state.data
         stream = data_plan.stream(self.config, self.dataset, first)
-        one = read_sequences(stream, [first.first_sequence + self.world.rank], first.first_sequence)
+        nats = predictions = 0.0
         with self.engine.evaluating():
-            nats = float(self.engine.loss_sum(*to_device(one, self.engine.device)))
-        total, tokens = self.ranks.sum(nats, one.predictions)
+            for begin in range(0, rows, self.world.size):
+                row = begin + self.world.rank
+                index = first.first_sequence + (row if row < rows else 0)  # all ranks take part in each pass (ZeRO 3)
+                one = read_sequences(stream, [index], first.first_sequence)
+                loss = float(self.engine.loss_sum(*to_device(one, self.engine.device)))
+                if row < rows:
+                    nats, predictions = nats + loss, predictions + one.predictions
+        total, tokens = self.ranks.sum(nats, predictions)
         return total / max(tokens, 1.0)
 
     def _begin_checkpoint(self, step: int) -> str:

@@ -22,7 +22,7 @@ ALLOWED = {
 COMPOSITION_ROOT = ("pretrain/cli.py", "pretrain/cli_data.py", "pretrain/cli_bench.py")
 # library → the only places that may import it
 OWNERS = {
-    "deepspeed": ("pretrain/engine.py",),
+    "deepspeed": ("pretrain/engine.py", "pretrain/elastic.py"),
     "webdataset": ("data_pipeline/", "benchmarks/data/peer_webdataset.py"),
     "sentencepiece": ("data_pipeline/", "benchmarks/data/peer_tokenize.py", "benchmarks/data/ours_tokenize.py"),
     "tiktoken": ("data_pipeline/",),

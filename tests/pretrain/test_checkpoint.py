@@ -127,3 +127,41 @@ def test_no_checkpoint_is_one_sentence(tmp_path):
         step_of(tmp_path)
     with pytest.raises(RunError, match=r"no readable state\.json"):
         Checkpoint(tmp_path).info()
+
+
+def elastic(store, checkpoint):
+    (store.begin_elastic(checkpoint) / "optimizer.safetensors").write_bytes(b"moments of %d" % checkpoint.step)
+    return store.commit_elastic(checkpoint)
+
+
+def test_what_was_made_for_other_ranks_is_kept_verified_and_goes_with_its_checkpoint(store):
+    checkpoint = save(store, 10)
+    assert store.elastic(checkpoint) is None
+    kept = elastic(store, checkpoint)
+    assert store.elastic(checkpoint) == kept
+    assert [c.step for c in store.all()] == [10] and store.latest() == checkpoint
+    save(store, 20)
+    save(store, 30)
+    assert not kept.exists() and [c.step for c in store.all()] == [20, 30]
+
+
+def test_what_was_made_for_other_ranks_is_made_again_when_damaged_or_of_another_checkpoint(store, caplog):
+    checkpoint = save(store, 10)
+    kept = elastic(store, checkpoint)
+    (kept / "optimizer.safetensors").write_bytes(b"moments of 11")
+    with caplog.at_level(logging.WARNING):
+        assert store.elastic(checkpoint) is None
+    assert "another SHA-256" in caplog.text
+    elastic(store, checkpoint)
+    (checkpoint.path / MARKER).write_text("another attempt at this step\n")
+    with caplog.at_level(logging.WARNING):
+        assert store.elastic(checkpoint) is None
+    assert "belongs to another checkpoint" in caplog.text
+
+
+def test_a_conversion_that_died_leaves_nothing_in_the_way(store):
+    checkpoint = save(store, 10)
+    (store.begin_elastic(checkpoint) / "half").write_bytes(b"x")
+    assert store.elastic(checkpoint) is None and store.latest() == checkpoint
+    kept = elastic(store, checkpoint)
+    assert not (kept / "half").exists()
