@@ -18,6 +18,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from pretrain.errors import RunError, RunFailed
+from pretrain.fence import Fence
 from pretrain.files import sha256, sync, write_atomic, write_json
 from pretrain.state import CheckpointInfo
 
@@ -80,8 +81,9 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run. Rank 0 finds, begins and commits; the others learn the outcome by agreement."""
 
-    def __init__(self, directory: Path, keep: int) -> None:
-        self.directory, self.keep = directory, keep
+    def __init__(self, directory: Path, keep: int, fence: Fence | None = None) -> None:
+        """Without a fence nothing may be committed by two starts of the run at once."""
+        self.directory, self.keep, self.fence = directory, keep, fence
 
     def all(self) -> list[Checkpoint]:
         """Folders named as checkpoints, oldest first, verified or not."""
@@ -119,7 +121,8 @@ class CheckpointStore:
 
     def pending(self, step: int) -> Path:
         """Where a checkpoint is written before it is committed."""
-        return self.directory / f".writing-step-{step:08d}"
+        generation = "" if self.fence is None else f"{self.fence.generation:06d}-"
+        return self.directory / f".writing-{generation}step-{step:08d}"
 
     def begin(self, step: int) -> Path:
         """A fresh folder for this step's files; remains of attempts that died are removed."""
@@ -134,6 +137,8 @@ class CheckpointStore:
         folder, final = self.pending(step), self.directory / f"step-{step:08d}"
         write_json(folder / STATE, info.model_dump())
         _seal(folder)
+        if self.fence is not None:
+            self.fence.check()
         if final.exists():
             # A run that went back to an older checkpoint comes by here again; the newer attempt is the true one.
             final.rename(_free_name(final.with_name(final.name + ".superseded")))
@@ -146,9 +151,14 @@ class CheckpointStore:
         """Removes what a failed attempt left."""
         shutil.rmtree(self.pending(step), ignore_errors=True)
 
+    @staticmethod
+    def beside(checkpoint: Checkpoint) -> Path:
+        """Where what was made from a checkpoint for other ranks is kept."""
+        return checkpoint.path.with_name(checkpoint.path.name + ".elastic")
+
     def elastic(self, checkpoint: Checkpoint) -> Path | None:
         """What `commit_elastic` kept beside this very checkpoint, if every byte of it is there."""
-        folder = _beside(checkpoint)
+        folder = self.beside(checkpoint)
         if not folder.exists():
             return None
         problems = Checkpoint(folder).problems()
@@ -159,14 +169,14 @@ class CheckpointStore:
 
     def begin_elastic(self, checkpoint: Checkpoint) -> Path:
         """A fresh folder for the checkpoint's optimizer state in the form that belongs to no rank."""
-        folder = self.directory / f".writing-{_beside(checkpoint).name}"
+        folder = self.directory / f".writing-{self.beside(checkpoint).name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         return folder
 
     def commit_elastic(self, checkpoint: Checkpoint) -> Path:
         """Seals the folder and puts it beside the checkpoint, with which it will be removed."""
-        folder, final = self.directory / f".writing-{_beside(checkpoint).name}", _beside(checkpoint)
+        folder, final = self.directory / f".writing-{self.beside(checkpoint).name}", self.beside(checkpoint)
         shutil.copyfile(checkpoint.path / MARKER, folder / SOURCE)
         _seal(folder)
         if final.exists():
@@ -177,7 +187,7 @@ class CheckpointStore:
 
     def _prune(self) -> None:
         for old in self.all()[: -self.keep]:
-            for folder in (_beside(old), old.path):
+            for folder in (self.beside(old), old.path):
                 # The marker goes first: a removal that is cut short must not look like a checkpoint.
                 (folder / MARKER).unlink(missing_ok=True)
                 shutil.rmtree(folder, ignore_errors=folder != old.path)
@@ -199,10 +209,6 @@ def newest(directory: Path) -> Checkpoint:
             if not checkpoint.problems():
                 return checkpoint
     raise RunError(f"{directory} holds no complete checkpoint; `pha train` writes one every checkpoint.every steps.")
-
-
-def _beside(checkpoint: Checkpoint) -> Path:
-    return checkpoint.path.with_name(checkpoint.path.name + ".elastic")
 
 
 def _seal(folder: Path) -> None:

@@ -61,6 +61,8 @@ def _leave(words: str, code: int) -> None:
     """Ends the process at once: a rank that cannot go on must not wait for the others while it tidies up."""
     print(words, file=sys.stderr, flush=True)
     sys.stdout.flush()
+    if "pretrain.exits" in sys.modules:  # a rank that has joined its run
+        sys.modules["pretrain.exits"].note(code, words)
     record = logging.makeLogRecord({"name": "pha", "levelname": "ERROR", "msg": words})
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # the rank's own log; the terminal has it already

@@ -217,6 +217,23 @@ class CheckpointConfig(Section):
     """The newest so many are kept."""
 
 
+class GuardConfig(Section):
+    """Which steps are not taken, and when the run goes back."""
+
+    max_skips: int = Field(8, ge=0)
+    """A step whose loss or gradient is not finite leaves the weights alone; more than so many in a row end the run, or
+    roll it back where `spike` is rollback."""
+    spike: Literal["off", "skip", "rollback"] = "off"
+    """What a loss far above the recent ones does: nothing; leave the weights alone; or take the run back to its last
+    checkpoint, from where it goes on with the data behind the spike."""
+    deviations: float = Field(6.0, gt=0)
+    """So many standard deviations above the mean are far."""
+    window: int = Field(128, ge=4)
+    """Recent losses that are looked at; from half of it on."""
+    rollbacks: int = Field(3, ge=0)
+    """The run goes back at most so often; then a spike is left out instead."""
+
+
 class LoggingConfig(Section):
     """What is shown and where."""
 
@@ -241,6 +258,7 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guards: GuardConfig = GuardConfig()
     logging: LoggingConfig = LoggingConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further keys for DeepSpeed's own config; a key that this stack sets itself is refused."""

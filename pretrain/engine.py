@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -93,7 +94,7 @@ class Engine:
                 raise
             reason = " ".join(str(error).split())[:300]
             raise RunError(f"DeepSpeed refuses the keys under deepspeed: ({reason}); mend or remove them.") from error
-        self._norm = float("nan")
+        self._norm, self._discarded = float("nan"), False
         if config.train.zero_stage == 0:
             self._optimizer.register_step_pre_hook(self._clip)
         self._set_recompute(model, settings)
@@ -134,14 +135,26 @@ class Engine:
         return [count / max(tokens, 1.0) for count in attended]
 
     def step(self, learning_rate: float) -> float:
-        """One optimizer step at this rate; returns the gradient's norm before clipping."""
+        """One optimizer step at this rate; returns the gradient's norm before clipping.
+
+        Where the norm is not finite on some rank, no rank takes the step: the gradients are dropped.
+        """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._engine.step()
+        self._engine.step()  # with ZeRO, DeepSpeed leaves out what is not finite, by the norm over all ranks
+        self._discarded = False
         if self.config.train.zero_stage == 0:
             return self._norm
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
+
+    def discard(self) -> None:
+        """Makes the coming `step` leave the weights alone, on all ranks: their gradients are made not finite."""
+        self._discarded = True
+        if self.config.train.zero_stage:
+            parameter = next(p for p in self.module.parameters() if p.requires_grad)
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # of the whole one
+            self._deepspeed.utils.safe_set_full_grad(parameter, torch.full(shape, torch.nan, device=self.device))
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -219,6 +232,10 @@ class Engine:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = self.config.optim.clip or float("inf")
         self._norm = float(nn.utils.clip_grad_norm_(parameters, limit))
+        if self._discarded or not math.isfinite(self._norm):
+            self._norm = float("nan")
+            for parameter in parameters:
+                parameter.grad = None  # the optimizer leaves such parameters alone
 
     def _set_recompute(self, model: LanguageModel, settings: dict[str, Any]) -> None:
         recompute = self.config.train.recompute

@@ -18,6 +18,10 @@ EXIT_PEER_LOST: Final = 76
 """This rank left only because another one had; that one's words tell why."""
 
 
+EXIT_OVERTAKEN: Final = 77
+"""The run has been started again elsewhere; this process has left and must not be started again."""
+
+
 class RunError(Exception):
     """A problem whose message is one sentence for the user: the thing, the rule and the fix."""
 
@@ -28,6 +32,12 @@ class RunFailed(RunError):
     """The run, rather than what the user typed, is in trouble: a disk, a checkpoint, the loss."""
 
     exit_code = EXIT_FATAL
+
+
+class Overtaken(RunError):
+    """A later start of the run exists."""
+
+    exit_code = EXIT_OVERTAKEN
 
 
 class PeerLost(RunError):

@@ -16,6 +16,7 @@ from pretrain.data import to_device
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine
 from pretrain.errors import RunFailed
+from pretrain.guards import Guard, Verdict
 from pretrain.metrics import Throughput
 from pretrain.schedule import learning_rate
 from pretrain.signals import StopFlag
@@ -40,6 +41,10 @@ class StepResult:
     tokens: int
     stop: bool
     """Some rank was asked to stop."""
+    verdict: Verdict = Verdict.TAKE
+    """Whether the weights were changed, or why not."""
+    rollback: bool = False
+    """The run goes back to its last checkpoint now."""
 
 
 class Hooks(Protocol):
@@ -53,6 +58,9 @@ class Hooks(Protocol):
 
     def save(self) -> None:
         """A checkpoint is due."""
+
+    def roll_back(self) -> Loader:
+        """Brings weights and state back to the last checkpoint, and the data to what follows the batch just read."""
 
 
 class Trainer:
@@ -73,6 +81,7 @@ class Trainer:
         self.config, self.ranks, self.engine, self.loader = config, ranks, engine, loader
         self.state, self.hooks, self.stop, self.micro_batch = state, hooks, stop, micro_batch
         self.throughput = Throughput()
+        self.guard = Guard(config.guards, state.guard)
 
     def run(self) -> Outcome:
         """Trains to the last step, validates and saves; or saves and returns early when a rank is asked to stop."""
@@ -85,6 +94,9 @@ class Trainer:
                 result = self._step()
                 self.hooks.after_step(result, self.throughput)
                 stop = result.stop
+                if result.rollback:
+                    self.loader = self.hooks.roll_back()
+                    continue
                 if self._validation_due() and not stop:
                     stop = not self.hooks.validate()
             if stop or state.step == last_step or state.step % self.config.checkpoint.every == 0:
@@ -111,21 +123,33 @@ class Trainer:
 
         self.engine.begin_step(state.step)
         loss_sum = self._accumulate(batch, tokens)
-        rate = learning_rate(self.config.optim, state.step, self.config.train.steps, state.validation)
-        norm = self.engine.step(rate)
-
         (total,) = self.ranks.sum(loss_sum)
         loss = total / max(tokens, 1.0)
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        rate = learning_rate(self.config.optim, state.step, self.config.train.steps, state.validation)
+        verdict, norm = self._update(loss, rate)
+        rollback = self.guard.wants_rollback(verdict)
+        if self.guard.exhausted and not rollback:
             raise RunFailed(
-                f"The loss of step {state.step + 1} is {loss} (gradient norm {norm}), which no step can mend; the last "
-                "checkpoint is untouched: lower optim.lr or set optim.clip, and start the run again."
+                f"The loss of step {state.step + 1} is {loss} (gradient norm {norm}), and {state.guard.in_a_row} steps "
+                "in a row were left out, which more of them will not mend; the last checkpoint is untouched: lower "
+                "optim.lr or set optim.clip, and start the run again."
             )
         state.step += 1
         state.sequences = self.loader.sequences_consumed
         state.tokens += int(tokens)
         self.throughput.stop(tokens, self.loader.wait_seconds - waited_before)
-        return StepResult(loss, norm, rate, int(tokens), stop > 0)
+        return StepResult(loss, norm, rate, int(tokens), stop > 0, verdict, rollback)
+
+    def _update(self, loss: float, rate: float) -> tuple[Verdict, float]:
+        """Changes the weights, unless the guard or the gradient forbids it; the norm before clipping."""
+        verdict = self.guard.judge(loss)
+        if verdict is Verdict.SPIKE:
+            self.engine.discard()
+        norm = self.engine.step(rate)  # leaves the weights alone where the norm is not finite
+        if verdict is Verdict.TAKE and not math.isfinite(norm):
+            verdict = Verdict.NONFINITE
+        self.guard.settle(verdict, loss)
+        return verdict, norm
 
     def _accumulate(self, batch: Batch, global_tokens: float) -> float:
         """Forward and backward over this rank's micro-batches; returns its summed loss."""

@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
-import math
 import os
-import shutil
 import time
 from typing import Any
 
 import torch
 
-from data_pipeline.batch import read_sequences
 from data_pipeline.corpus import Corpus
 from data_pipeline.loader import Loader
+from data_pipeline.provenance import documents_of
 from data_pipeline.stream import Stream
 from model.flops import flops_per_token
-from pretrain import data_plan, metrics
-from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
+from pretrain import data_plan, exits, metrics
 from pretrain.config import RunConfig
-from pretrain.data import open_corpus, resolve, to_device
+from pretrain.data import open_corpus, resolve
 from pretrain.deepspeed_config import batch_split
 from pretrain.distributed import Ranks, World, discover
-from pretrain.elastic import OPTIMIZER, whole_optimizer
-from pretrain.engine import ZERO_TAG, Engine, uses_bf16
-from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunFailed
+from pretrain.engine import Engine, uses_bf16
+from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError, RunFailed
 from pretrain.evaluate import accumulate, batches_of, summarise
+from pretrain.fence import Fence
+from pretrain.guards import Verdict
 from pretrain.hardware import keep_memory, peak_flops, peak_memory, usable_cores
 from pretrain.heartbeat import Heartbeat
-from pretrain.inference import save_weights, write_sample
-from pretrain.initial import Initial
+from pretrain.inference import write_sample
 from pretrain.loggers import Logger, Terminal, open_wandb, setup_logging
 from pretrain.loop import Outcome, StepResult, Trainer
 from pretrain.quarantine import QuarantineList
-from pretrain.rundir import RunDirectory, config_hash
+from pretrain.rundir import RunDirectory
+from pretrain.saving import Saving
 from pretrain.signals import StopFlag
 from pretrain.state import CheckpointInfo, TrainState
 
@@ -57,14 +54,21 @@ def train(config: RunConfig) -> int:
     config = resolve(config, dataset, directory.lanes())
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopFlag())
+        generation = 0
         if world.is_main:
             directory.create()
             stack.enter_context(directory.locked())
             directory.check(config)
+            if directory.stop.exists():
+                raise RunError(f"{directory.stop} asks this run not to train; remove that file to go on.")
+            generation = Fence.rise(directory.generations).generation
+        stop.watch(directory.stop)
         ranks = Ranks(world, config.train.timeout_s)
-        ranks.barrier()  # the directory is there
+        fence = Fence(directory.generations, ranks.from_main(generation))
+        exits.register(directory.exits, fence.generation, world.rank)
         setup_logging(directory.logs, world.rank)
-        code = Run(config, directory, dataset, ranks, stop).go()
+        code = Run(config, directory, dataset, ranks, stop, fence).go()
+        exits.note(code, stop.reason or "the run has reached its last step")
         ranks.close()
     if code == EXIT_DONE and world.is_main:
         write_sample(config)
@@ -75,22 +79,24 @@ class Run:
     """Everything one rank holds while it trains; its methods are the loop's hooks."""
 
     def __init__(
-        self, config: RunConfig, directory: RunDirectory, dataset: Corpus, ranks: Ranks, stop: StopFlag
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        dataset: Corpus,
+        ranks: Ranks,
+        stop: StopFlag,
+        fence: Fence,
     ) -> None:
-        self.config, self.directory, self.dataset, self.ranks, self.stop = (
-            config,
-            directory,
-            dataset,
-            ranks,
-            stop,
-        )
+        self.config, self.directory, self.dataset = config, directory, dataset
+        self.ranks, self.stop = ranks, stop
         self.world: World = ranks.world
         self.heartbeat = Heartbeat(directory.heartbeats, self.world.rank)
         self.heartbeat.beat("start", 0)
         self.micro_batch, _ = batch_split(config, self.world.size)
-        self.store = CheckpointStore(directory.checkpoints, config.checkpoint.keep)
-        self.found = self._newest()
-        self.engine = Engine(config, ranks, self._initial())
+        self.fence = fence
+        self.saving = Saving(config, directory, dataset, ranks, fence, self.heartbeat)
+        self.found = self.saving.newest()
+        self.engine = Engine(config, ranks, self.saving.initial(self.found))
         self.state = TrainState()
         self.loggers: list[Logger] = []
         self.metrics: metrics.MetricsFile | None = None
@@ -104,24 +110,23 @@ class Run:
         self._resume()
         if self.world.is_main:
             self.directory.write(self.config)  # not before it is known that the run can go on with it
-        loader = self._loader(self.state.sequences, self.state.step)
+        self.loader = self._loader(self.state.sequences, self.state.step)
         self._open_logs()
         try:
             trainer = Trainer(
-                self.config, self.ranks, self.engine, loader, self.state, self, self.stop, self.micro_batch
+                self.config, self.ranks, self.engine, self.loader, self.state, self, self.stop, self.micro_batch
             )
             outcome = trainer.run()
         finally:
-            loader.close()
+            self.loader.close()
             self._close_logs()
         self.heartbeat.beat("done" if outcome is Outcome.DONE else "stopped", self.state.step)
-        if outcome is Outcome.STOPPED:
-            log.info(
-                "Stopped by %s at step %d; start it again and it continues.",
-                self.stop.reason,
-                self.state.step,
-            )
-        return EXIT_DONE if outcome is Outcome.DONE else EXIT_REQUEUE
+        if outcome is Outcome.DONE:
+            return EXIT_DONE
+        by_file = self.ranks.largest(self.stop.by_file)[0] > 0
+        how = f"remove {self.directory.stop} and start it again" if by_file else "start it again"
+        log.info("Stopped by %s at step %d; %s, and it continues.", self.stop.reason, self.state.step, how)
+        return EXIT_DONE if by_file else EXIT_REQUEUE
 
     # --- hooks of the loop -------------------------------------------------------------------------------
 
@@ -129,7 +134,10 @@ class Run:
         """Writes a training record every `logging.every` steps, and at the first and the last."""
         step = self.state.step
         self.heartbeat.beat("train", step)
+        exits.at(step)
         self.quarantine.note(step)
+        if result.verdict is not Verdict.TAKE:
+            self._left_out(result)
         if step % self.config.logging.every and step not in (1, self.config.train.steps):
             return
         rate, waited = throughput.reading()
@@ -154,6 +162,19 @@ class Run:
             **mixing,
             **metrics.selected(selected),
         )
+
+    def _left_out(self, result: StepResult) -> None:
+        """An event with what was read: sequences, and the hashes by which `pha data show` finds the documents."""
+        read = range(self.state.sequences - self._sequences_of(self.state.step), self.state.sequences)
+        values = {"loss": result.loss, "grad_norm": result.grad_norm, "sequences": [read.start, read.stop]}
+        found = documents_of(self._stream(), read) if self.world.is_main else {}
+        self._record("event", event=result.verdict.value, documents=found, **values)
+        log.warning(
+            "Step %d leaves the weights alone: %s (loss %.4g).", self.state.step, result.verdict.value, result.loss
+        )
+
+    def _sequences_of(self, step: int) -> int:
+        return data_plan.sequences_before(self.config, step) - data_plan.sequences_before(self.config, step - 1)
 
     def validate(self) -> bool:
         """Evaluates the validation split, if there is one; False when a stop cut it short."""
@@ -191,49 +212,36 @@ class Run:
         return True
 
     def save(self) -> None:
-        """Writes a checkpoint. Raises RunError when the disk refuses; older checkpoints stay as they are."""
-        step = self.state.step
-        self.heartbeat.beat("save", step)
-        fingerprint = self._fingerprint(self.world.size)
-        if not math.isfinite(fingerprint):
+        """Writes a checkpoint. Raises RunFailed when the disk refuses; older checkpoints stay as they are."""
+        self.saving.save(self.engine, self.state)
+
+    def roll_back(self) -> Loader:
+        """Back to the newest checkpoint; the data goes on behind the batch that was read last."""
+        found = self.saving.newest()
+        if found is None or self.saving.moved(info := found.info()):
             raise RunFailed(
-                f"The weights of step {step} give a loss of {fingerprint}: they are not saved, and the last checkpoint "
-                "stays as it is; lower optim.lr or set optim.clip, and start the run again."
+                f"The run {self.directory.path} should go back to its last checkpoint, but has none that these ranks "
+                "wrote; lower optim.lr, and start the run again."
             )
-        problem = self._begin_checkpoint(step) if self.world.is_main else ""
-        if not self.ranks.all_true(not problem):
-            raise RunFailed(problem or f"Rank 0 could not begin the checkpoint of step {step}; its log says why.")
-        try:
-            self.engine.save(self.store.pending(step))
-            with self.engine.gathered():
-                if self.world.is_main:
-                    save_weights(self.engine.module, self.store.pending(step) / WEIGHTS)
-            self.ranks.barrier()
-            if self.world.is_main:
-                self.store.commit(step, self._info(fingerprint))
-        except (OSError, RuntimeError) as error:
-            self.store.abandon(step)
-            raise RunFailed(self._save_problem(step, error)) from error
-        self.ranks.barrier()
+        left, guard, sequences, restarts = self.state.step, self.state.guard, self.state.sequences, self.state.restarts
+        self.loader.close()
+        self.saving.load(found, info, self.engine)
+        for name, value in info.state:
+            setattr(self.state, name, value)
+        kept = [*info.state.guard.losses]
+        guard.rollbacks, guard.in_a_row, guard.losses = guard.rollbacks + 1, 0, kept
+        self.state.guard, self.state.sequences, self.state.restarts = guard, sequences, restarts
+        if self.metrics is not None:
+            self.metrics.close()
+            metrics.rewind(self.directory.metrics, self.state.step)
+            self.metrics = metrics.MetricsFile(self.directory.metrics)
+        self._record("event", event="rollback", left=left, budget=self.config.guards.rollbacks - guard.rollbacks)
+        log.warning("Went back from step %d to %s; the data goes on.", left, found.path.name)
+        self.save()  # so that a restart knows where the data goes on
+        self.loader = self._loader(self.state.sequences, self.state.step)
+        return self.loader
 
     # --- start ------------------------------------------------------------------------------------------
-
-    def _initial(self) -> Initial | None:
-        """Weights to begin with that the engine's own loading does not bring: another run's, or of another layout."""
-        if self.found is None:
-            given = self.config.train.init_from
-            return Initial.find(given, self.dataset) if given else None
-        info = self.found.info()
-        return Initial(self.config.model, self.found) if self._moved(info) else None
-
-    def _moved(self, info: CheckpointInfo) -> bool:
-        """Whether the checkpoint was written by another number of ranks, or at another ZeRO stage."""
-        return (info.world_size, info.zero_stage) != (self.world.size, self.config.train.zero_stage)
-
-    def _newest(self) -> Checkpoint | None:
-        found = self.store.latest() if self.world.is_main else None
-        step = self.ranks.from_main(found.step if found else -1)
-        return None if step < 0 else Checkpoint(self.directory.checkpoints / f"step-{step:08d}")
 
     def _resume(self) -> None:
         checkpoint = self.found
@@ -241,10 +249,7 @@ class Run:
             return
         info = checkpoint.info()
         data_plan.check_unchanged(self.config, self.dataset, checkpoint.path, info)
-        if self._moved(info):
-            self._take_up(checkpoint, info)
-        else:
-            self.engine.load(checkpoint.path)
+        self.saving.load(checkpoint, info, self.engine)
         self.state = info.state
         self.state.restarts += 1
         if self._data_changed(info):
@@ -252,34 +257,9 @@ class Run:
             log.warning("The data is not what %s was trained on; going on with its next epoch.", checkpoint.path)
             return
         self.state.data.made_with = data_plan.identity(self.config, self.dataset)
-        fingerprint = self._fingerprint(info.world_size)
-        tolerance = 1e-2 if uses_bf16(self.config, self.engine.device) else 1e-5
-        if not math.isclose(fingerprint, info.fingerprint, rel_tol=tolerance):
-            raise RunFailed(
-                f"The weights loaded from {checkpoint.path} give a loss of {fingerprint:.6f} on the fixed batch "
-                f"instead of {info.fingerprint:.6f}: they are not the weights that were saved. "
-                "Remove that checkpoint, and the run continues from the one before."
-            )
+        self.saving.check_loaded(checkpoint, info, self.engine, self.state)
         step, tokens = self.state.step, self.state.tokens
         log.info("Resumed from %s: step %d, %s tokens.", checkpoint.path.name, step, f"{tokens:,}")
-
-    def _take_up(self, checkpoint: Checkpoint, info: CheckpointInfo) -> None:
-        """Goes on from what other ranks, or another ZeRO stage, have written."""
-        self.heartbeat.beat("convert", info.state.step)
-        problem = ""
-        if self.world.is_main:
-            try:
-                files, names = checkpoint.path / ZERO_TAG, self.engine.optimized
-                whole_optimizer(self.store, checkpoint, files, info.zero_stage, names)
-            except RunFailed as error:
-                problem = str(error)
-        if not self.ranks.all_true(not problem):
-            raise RunFailed(problem or f"Rank 0 could not convert {checkpoint.path}; its log says why.")
-        log.info(
-            "%s was written by %d rank(s) at ZeRO stage %d; it is taken up by %d at stage %d.",
-            *(checkpoint.path.name, info.world_size, info.zero_stage, self.world.size, self.config.train.zero_stage),
-        )
-        self.engine.take_up(checkpoint.path.with_name(f"{checkpoint.path.name}.elastic") / OPTIMIZER)
 
     def _data_changed(self, info: CheckpointInfo) -> bool:
         return bool(data_plan.difference(self.config, self.dataset, info))
@@ -352,63 +332,8 @@ class Run:
     def _record(self, kind: str, **values: Any) -> None:
         if self.metrics is None:
             return
+        self.fence.check()
         record = {"kind": kind, "step": self.state.step, "time": time.time(), **values}
         self.metrics.write(record)
         for logger in self.loggers:
             logger.log(record)
-
-    def _fingerprint(self, rows: int) -> float:
-        """Mean loss on the first `rows` sequences of this data order: the same batch at any time, on any ranks."""
-        first = self.state.data
-        stream = data_plan.stream(self.config, self.dataset, first)
-        nats = predictions = 0.0
-        with self.engine.evaluating():
-            for begin in range(0, rows, self.world.size):
-                row = begin + self.world.rank
-                index = first.first_sequence + (row if row < rows else 0)  # all ranks take part in each pass (ZeRO 3)
-                one = read_sequences(stream, [index], first.first_sequence)
-                loss = float(self.engine.loss_sum(*to_device(one, self.engine.device)))
-                if row < rows:
-                    nats, predictions = nats + loss, predictions + one.predictions
-        total, tokens = self.ranks.sum(nats, predictions)
-        return total / max(tokens, 1.0)
-
-    def _begin_checkpoint(self, step: int) -> str:
-        """Makes room for a checkpoint; returns what is wrong, or nothing."""
-        needed = 20 * self.engine.parameter_count  # weights twice, master weights and two moments, fp32
-        try:
-            free = shutil.disk_usage(self.directory.checkpoints).free
-            if free < needed:
-                return self._save_problem(step, f"{free / 1e6:,.0f} MB free, about {needed / 1e6:,.0f} MB needed")
-            self.store.begin(step)
-        except OSError as error:
-            return self._save_problem(step, error)
-        return ""
-
-    def _save_problem(self, step: int, reason: object) -> str:
-        kept = self.store.all()
-        last = f"the checkpoint of step {kept[-1].step} is whole" if kept else "there is no earlier checkpoint"
-        return (
-            f"The checkpoint of step {step} could not be written to {self.directory.checkpoints} ({reason}); {last}: "
-            "free some space or mend the permissions, and start the run again."
-        )
-
-    def _info(self, fingerprint: float) -> CheckpointInfo:
-        packages = ("torch", "deepspeed", "numpy", "pha-pretrain")
-        return CheckpointInfo(
-            state=self.state,
-            world_size=self.world.size,
-            zero_stage=self.config.train.zero_stage,
-            config_hash=config_hash(self.config),
-            dataset_hash=self.dataset.hash,
-            tokenizer_hash=self.dataset.tokenizer_hash,
-            fingerprint=fingerprint,
-            versions={name: _version(name) for name in packages},
-        )
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"

@@ -59,6 +59,21 @@ class RunDirectory:
         return self.path / "heartbeats"
 
     @property
+    def generations(self) -> Path:
+        """One file a start of the run; see `pretrain.fence`."""
+        return self.path / "generations"
+
+    @property
+    def exits(self) -> Path:
+        """Why each rank of each start left; see `pretrain.exits`."""
+        return self.path / "exits"
+
+    @property
+    def stop(self) -> Path:
+        """While a file of this name exists, the run saves and does not train."""
+        return self.path / "STOP"
+
+    @property
     def report(self) -> Path:
         """The page with the plots."""
         return self.path / "report.html"

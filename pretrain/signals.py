@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -18,9 +19,21 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason = ""
+        self._file: Path | None = None
         self._old: dict[signal.Signals, object] = {}
 
+    def watch(self, file: Path) -> None:
+        """From now on a file of this name is a wish to stop too: for those who cannot send signals."""
+        self._file = file
+
+    @property
+    def by_file(self) -> bool:
+        """Whether the wish is a file: it stays, and so the run must not be started again by itself."""
+        return self._file is not None and self.reason == self._file.name
+
     def __bool__(self) -> bool:
+        if not self.reason and self._file is not None and self._file.exists():
+            self.reason = self._file.name
         return bool(self.reason)
 
     def __enter__(self) -> StopFlag:

@@ -18,6 +18,19 @@ class DataState(BaseModel):
     first_epoch: int = 0
 
 
+class GuardState(BaseModel):
+    """What `pretrain.guards` remembers."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    losses: list[float] = Field(default_factory=list)
+    """Of the last accepted steps; kept only where spikes are looked for."""
+    in_a_row: int = 0
+    """Steps left out since the last accepted one."""
+    skipped: int = 0
+    rollbacks: int = 0
+
+
 class TrainState(BaseModel):
     """The run's position. Learning rate, data order, dropout seeds, evaluation and save points follow from it."""
 
@@ -37,6 +50,7 @@ class TrainState(BaseModel):
     restarts: int = 0
     """How often the run was resumed."""
     wandb_id: str = ""
+    guard: GuardState = Field(default_factory=GuardState)
 
 
 class CheckpointInfo(BaseModel):

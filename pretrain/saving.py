@@ -1,0 +1,177 @@
+"""The checkpoints of a run as its ranks write and take them up: together, or not at all."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import shutil
+
+from data_pipeline.batch import read_sequences
+from data_pipeline.corpus import Corpus
+from pretrain import data_plan
+from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
+from pretrain.config import RunConfig
+from pretrain.data import to_device
+from pretrain.distributed import Ranks
+from pretrain.elastic import OPTIMIZER, whole_optimizer
+from pretrain.engine import ZERO_TAG, Engine, uses_bf16
+from pretrain.errors import RunFailed
+from pretrain.fence import Fence
+from pretrain.heartbeat import Heartbeat
+from pretrain.inference import save_weights
+from pretrain.initial import Initial
+from pretrain.rundir import RunDirectory, config_hash
+from pretrain.state import CheckpointInfo, TrainState
+
+log = logging.getLogger(__name__)
+
+
+class Saving:
+    """Finds, writes and loads checkpoints. All methods but the constructor are collective."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        dataset: Corpus,
+        ranks: Ranks,
+        fence: Fence,
+        heartbeat: Heartbeat,
+    ) -> None:
+        self.config, self.directory, self.dataset, self.ranks = config, directory, dataset, ranks
+        self.fence, self.heartbeat = fence, heartbeat
+        self.store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, fence)
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies. Raises RunFailed when all are damaged."""
+        found = self.store.latest() if self.ranks.world.is_main else None
+        step = self.ranks.from_main(found.step if found else -1)
+        return None if step < 0 else Checkpoint(self.directory.checkpoints / f"step-{step:08d}")
+
+    def initial(self, found: Checkpoint | None) -> Initial | None:
+        """Weights to begin with that the engine's own loading does not bring: another run's, or of another layout."""
+        if found is None:
+            given = self.config.train.init_from
+            return Initial.find(given, self.dataset) if given else None
+        return Initial(self.config.model, found) if self.moved(found.info()) else None
+
+    def moved(self, info: CheckpointInfo) -> bool:
+        """Whether the checkpoint was written by another number of ranks, or at another ZeRO stage."""
+        return (info.world_size, info.zero_stage) != (self.ranks.world.size, self.config.train.zero_stage)
+
+    def load(self, checkpoint: Checkpoint, info: CheckpointInfo, engine: Engine) -> None:
+        """Brings weights and optimizer of a verified checkpoint to the engine, which began with `initial`."""
+        if not self.moved(info):
+            engine.load(checkpoint.path)
+            return
+        self.heartbeat.beat("convert", info.state.step)
+        problem = ""
+        if self.ranks.world.is_main:
+            try:
+                files = checkpoint.path / ZERO_TAG
+                whole_optimizer(self.store, checkpoint, files, info.zero_stage, engine.optimized)
+            except RunFailed as error:
+                problem = str(error)
+        if not self.ranks.all_true(not problem):
+            raise RunFailed(problem or f"Rank 0 could not convert {checkpoint.path}; its log says why.")
+        log.info(
+            "%s was written by %d rank(s) at ZeRO stage %d; it is taken up by %d at stage %d.",
+            *(checkpoint.path.name, info.world_size, info.zero_stage),
+            *(self.ranks.world.size, self.config.train.zero_stage),
+        )
+        engine.take_up(self.store.beside(checkpoint) / OPTIMIZER)
+
+    def check_loaded(self, checkpoint: Checkpoint, info: CheckpointInfo, engine: Engine, state: TrainState) -> None:
+        """Raises RunFailed unless the weights give the loss that they gave when they were saved."""
+        fingerprint = self.fingerprint(engine, state, info.world_size)
+        tolerance = 1e-2 if uses_bf16(self.config, engine.device) else 1e-5
+        if not math.isclose(fingerprint, info.fingerprint, rel_tol=tolerance):
+            raise RunFailed(
+                f"The weights loaded from {checkpoint.path} give a loss of {fingerprint:.6f} on the fixed batch "
+                f"instead of {info.fingerprint:.6f}: they are not the weights that were saved. "
+                "Remove that checkpoint, and the run continues from the one before."
+            )
+
+    def save(self, engine: Engine, state: TrainState) -> None:
+        """Writes a checkpoint. Raises RunFailed when the disk refuses; older checkpoints stay as they are."""
+        step = state.step
+        self.heartbeat.beat("save", step)
+        fingerprint = self.fingerprint(engine, state, self.ranks.world.size)
+        if not math.isfinite(fingerprint):
+            raise RunFailed(
+                f"The weights of step {step} give a loss of {fingerprint}: they are not saved, and the last checkpoint "
+                "stays as it is; lower optim.lr or set optim.clip, and start the run again."
+            )
+        is_main = self.ranks.world.is_main
+        problem = self._begin(step, engine) if is_main else ""
+        if not self.ranks.all_true(not problem):
+            raise RunFailed(problem or f"Rank 0 could not begin the checkpoint of step {step}; its log says why.")
+        try:
+            engine.save(self.store.pending(step))
+            with engine.gathered():
+                if is_main:
+                    save_weights(engine.module, self.store.pending(step) / WEIGHTS)
+            self.ranks.barrier()
+            if is_main:
+                self.store.commit(step, self._info(state, fingerprint))
+        except (OSError, RuntimeError) as error:
+            self.store.abandon(step)
+            raise RunFailed(self._problem(step, error)) from error
+        self.ranks.barrier()
+
+    def fingerprint(self, engine: Engine, state: TrainState, rows: int) -> float:
+        """Mean loss on the first `rows` sequences of this data order: the same batch at any time, on any ranks."""
+        world, first = self.ranks.world, state.data
+        stream = data_plan.stream(self.config, self.dataset, first)
+        nats = predictions = 0.0
+        with engine.evaluating():
+            for begin in range(0, rows, world.size):
+                row = begin + world.rank
+                index = first.first_sequence + (row if row < rows else 0)  # all ranks take part in each pass (ZeRO 3)
+                one = read_sequences(stream, [index], first.first_sequence)
+                loss = float(engine.loss_sum(*to_device(one, engine.device)))
+                if row < rows:
+                    nats, predictions = nats + loss, predictions + one.predictions
+        total, tokens = self.ranks.sum(nats, predictions)
+        return total / max(tokens, 1.0)
+
+    def _begin(self, step: int, engine: Engine) -> str:
+        """Makes room for a checkpoint; returns what is wrong, or nothing."""
+        needed = 20 * engine.parameter_count  # weights twice, master weights and two moments, fp32
+        try:
+            free = shutil.disk_usage(self.directory.checkpoints).free
+            if free < needed:
+                return self._problem(step, f"{free / 1e6:,.0f} MB free, about {needed / 1e6:,.0f} MB needed")
+            self.store.begin(step)
+        except OSError as error:
+            return self._problem(step, error)
+        return ""
+
+    def _problem(self, step: int, reason: object) -> str:
+        kept = self.store.all()
+        last = f"the checkpoint of step {kept[-1].step} is whole" if kept else "there is no earlier checkpoint"
+        return (
+            f"The checkpoint of step {step} could not be written to {self.directory.checkpoints} ({reason}); {last}: "
+            "free some space or mend the permissions, and start the run again."
+        )
+
+    def _info(self, state: TrainState, fingerprint: float) -> CheckpointInfo:
+        packages = ("torch", "deepspeed", "numpy", "pha-pretrain")
+        return CheckpointInfo(
+            state=state,
+            world_size=self.ranks.world.size,
+            zero_stage=self.config.train.zero_stage,
+            config_hash=config_hash(self.config),
+            dataset_hash=self.dataset.hash,
+            tokenizer_hash=self.dataset.tokenizer_hash,
+            fingerprint=fingerprint,
+            versions={name: _version(name) for name in packages},
+        )
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
