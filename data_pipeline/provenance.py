@@ -7,7 +7,6 @@ from collections.abc import Iterable
 import numpy as np
 
 from data_pipeline.dataset import Split
-from data_pipeline.order import Pieces
 from data_pipeline.stream import Stream
 
 HASH_DIGITS = 12
@@ -15,7 +14,7 @@ HASH_DIGITS = 12
 
 
 def documents_of(stream: Stream, sequences: Iterable[int], most: int = 256) -> list[str]:
-    """The hashes' first digits of the documents whose tokens are in these sequences, in the order they are met.
+    """The first digits of the hashes of the documents whose tokens are in these sequences, each once.
 
     Args:
         stream: the order of the data.
@@ -25,18 +24,18 @@ def documents_of(stream: Stream, sequences: Iterable[int], most: int = 256) -> l
     Raises:
         DataError: the documents' table cannot be read.
     """
-    numbers = np.fromiter(sequences, dtype=np.int64)
     found: dict[str, None] = {}
-    for split, pieces in stream.locate_all(numbers):
-        for row in np.argsort(pieces.row, kind="stable").tolist():
-            found.update(dict.fromkeys(_of_piece(split, pieces, row)))
-            if len(found) >= most:
-                return list(found)[:most]
-    return list(found)
+    for sequence in sequences:
+        split, order, number = stream.find(sequence)
+        for block, start, stop in order.locate(number):
+            found.update(dict.fromkeys(_between(split, block, start, stop)))
+        if len(found) >= most:
+            break
+    return list(found)[:most]
 
 
-def _of_piece(split: Split, pieces: Pieces, index: int) -> list[str]:
-    block, start, stop = (int(values[index]) for values in (pieces.block, pieces.start, pieces.stop))
+def _between(split: Split, block: int, start: int, stop: int) -> list[str]:
+    """Of the documents that have some of the tokens [start, stop) of a block."""
     firsts = split.blocks["first_document"]
     end = int(firsts[block + 1]) if block + 1 < len(firsts) else split.documents
     table = split.document_table[int(firsts[block]) : end]

@@ -126,6 +126,8 @@ class CheckpointStore:
 
     def begin(self, step: int) -> Path:
         """A fresh folder for this step's files; remains of attempts that died are removed."""
+        if self.fence is not None:
+            self.fence.check()  # what a later start writes must not be taken for remains
         for remains in self.directory.glob(".writing-*"):
             shutil.rmtree(remains)
         folder = self.pending(step)

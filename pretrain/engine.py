@@ -134,27 +134,35 @@ class Engine:
         *attended, tokens = self.ranks.sum(*self.module.budget.reading())
         return [count / max(tokens, 1.0) for count in attended]
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, *, discard: bool = False) -> float:
         """One optimizer step at this rate; returns the gradient's norm before clipping.
 
-        Where the norm is not finite on some rank, no rank takes the step: the gradients are dropped.
+        Where the norm is not finite, or with `discard`, no rank takes the step: the gradients are dropped.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._engine.step()  # with ZeRO, DeepSpeed leaves out what is not finite, by the norm over all ranks
-        self._discarded = False
+        with self._leaving_out(discard):
+            self._engine.step()  # with ZeRO, DeepSpeed leaves out what is not finite, by the norm over all ranks
         if self.config.train.zero_stage == 0:
             return self._norm
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def discard(self) -> None:
-        """Makes the coming `step` leave the weights alone, on all ranks: their gradients are made not finite."""
-        self._discarded = True
-        if self.config.train.zero_stage:
-            parameter = next(p for p in self.module.parameters() if p.requires_grad)
-            shape = getattr(parameter, "ds_shape", parameter.shape)  # of the whole one
-            self._deepspeed.utils.safe_set_full_grad(parameter, torch.full(shape, torch.nan, device=self.device))
+    @contextlib.contextmanager
+    def _leaving_out(self, discard: bool) -> Iterator[None]:
+        """Inside, with `discard`, a step finds a norm that is not finite, and cleans up as it does after such."""
+        self._discarded = discard
+        # DeepSpeed's gradients lie elsewhere at each stage; the norm that it judges them by is the same for all ranks.
+        judge = {0: "", 3: "_get_norm_groups"}.get(self.config.train.zero_stage, "scaled_global_norm")
+        if discard and judge:
+            infinite = torch.tensor(torch.inf, device=self.device)
+            found = [infinite] if judge == "_get_norm_groups" else infinite
+            setattr(self._optimizer, judge, lambda *_, **__: found)
+        try:
+            yield
+        finally:
+            if discard and judge:
+                delattr(self._optimizer, judge)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -143,9 +143,8 @@ class Trainer:
     def _update(self, loss: float, rate: float) -> tuple[Verdict, float]:
         """Changes the weights, unless the guard or the gradient forbids it; the norm before clipping."""
         verdict = self.guard.judge(loss)
-        if verdict is Verdict.SPIKE:
-            self.engine.discard()
-        norm = self.engine.step(rate)  # leaves the weights alone where the norm is not finite
+        # Where the norm is not finite the engine leaves the weights alone by itself.
+        norm = self.engine.step(rate, discard=verdict is not Verdict.TAKE)
         if verdict is Verdict.TAKE and not math.isfinite(norm):
             verdict = Verdict.NONFINITE
         self.guard.settle(verdict, loss)

@@ -167,7 +167,7 @@ class Run:
         """An event with what was read: sequences, and the hashes by which `pha data show` finds the documents."""
         read = range(self.state.sequences - self._sequences_of(self.state.step), self.state.sequences)
         values = {"loss": result.loss, "grad_norm": result.grad_norm, "sequences": [read.start, read.stop]}
-        found = documents_of(self._stream(), read) if self.world.is_main else {}
+        found = documents_of(self._stream(), read) if self.world.is_main else []
         self._record("event", event=result.verdict.value, documents=found, **values)
         log.warning(
             "Step %d leaves the weights alone: %s (loss %.4g).", self.state.step, result.verdict.value, result.loss
