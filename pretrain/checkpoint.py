@@ -17,9 +17,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from pretrain.config import CheckpointConfig
 from pretrain.errors import RunError, RunFailed
 from pretrain.fence import Fence
 from pretrain.files import sha256, sync, write_atomic, write_json
+from pretrain.retention import kept
 from pretrain.state import CheckpointInfo
 
 log = logging.getLogger(__name__)
@@ -81,9 +83,9 @@ class Checkpoint:
 class CheckpointStore:
     """The checkpoints of one run. Rank 0 finds, begins and commits; the others learn the outcome by agreement."""
 
-    def __init__(self, directory: Path, keep: int, fence: Fence | None = None) -> None:
-        """Without a fence nothing may be committed by two starts of the run at once."""
-        self.directory, self.keep, self.fence = directory, keep, fence
+    def __init__(self, directory: Path, rules: CheckpointConfig | None = None, fence: Fence | None = None) -> None:
+        """Without rules all are kept; without a fence no two starts of the run may commit at once."""
+        self.directory, self.rules, self.fence = directory, rules, fence
 
     def all(self) -> list[Checkpoint]:
         """Folders named as checkpoints, oldest first, verified or not."""
@@ -135,7 +137,7 @@ class CheckpointStore:
         return folder
 
     def commit(self, step: int, info: CheckpointInfo) -> Checkpoint:
-        """Hashes what all ranks have written, marks it, renames it, and removes the oldest beyond `keep`."""
+        """Hashes what all ranks have written, marks it, renames it, and removes what the rules do not keep."""
         folder, final = self.pending(step), self.directory / f"step-{step:08d}"
         write_json(folder / STATE, info.model_dump())
         _seal(folder)
@@ -188,7 +190,11 @@ class CheckpointStore:
         return final
 
     def _prune(self) -> None:
-        for old in self.all()[: -self.keep]:
+        if self.rules is None:
+            return
+        losses = ((checkpoint.step, _validation_loss(checkpoint)) for checkpoint in self.all())
+        chosen = kept(losses, self.rules)
+        for old in (checkpoint for checkpoint in self.all() if checkpoint.step not in chosen):
             for folder in (self.beside(old), old.path):
                 # The marker goes first: a removal that is cut short must not look like a checkpoint.
                 (folder / MARKER).unlink(missing_ok=True)
@@ -205,12 +211,19 @@ def step_of(path: Path) -> int:
 
 def newest(directory: Path) -> Checkpoint:
     """The newest verified checkpoint, for reading only. Raises RunError when there is none."""
-    store = CheckpointStore(directory, keep=1)
+    store = CheckpointStore(directory)
     for _ in range(3):  # a run that is training may remove the one we look at, and has then written a newer one
         for checkpoint in reversed(store.all()):
             if not checkpoint.problems():
                 return checkpoint
     raise RunError(f"{directory} holds no complete checkpoint; `pha train` writes one every checkpoint.every steps.")
+
+
+def _validation_loss(checkpoint: Checkpoint) -> float | None:
+    try:
+        return checkpoint.info().validation_loss
+    except RunError:  # damaged: only its age counts
+        return None
 
 
 def _seal(folder: Path) -> None:

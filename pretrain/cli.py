@@ -231,6 +231,29 @@ def status(run: RunArgument, as_json: Json = False) -> None:
 
 
 @app.command()
+def average(
+    run: RunArgument,
+    best: Annotated[int, typer.Option(min=1, help="So many checkpoints, those with the lowest validation losses.")] = 3,
+    split: Annotated[str, typer.Option(help="What to evaluate on.")] = "validation",
+    sequences: Annotated[int | None, typer.Option(min=1, help="Only the first so many sequences.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Average a run's best checkpoints (averaged.safetensors) and evaluate the mean beside each."""
+    from pretrain.average import average as make
+
+    made = make(run, best, split, sequences)
+    if as_json:
+        evaluations = {name: found.as_dict() for name, found in made.evaluations.items()}
+        print_json({"path": str(made.path), "steps": made.steps, "evaluations": evaluations})
+        return
+    rows = [
+        (name, f"{found.loss:.4f}", f"{found.perplexity:.2f}", f"{found.bits_per_byte:.4f}")
+        for name, found in made.evaluations.items()
+    ]
+    print_table(f"{made.path}: {split}", ("weights", "loss", "perplexity", "bits/byte"), rows)
+
+
+@app.command()
 def probe(
     models: Annotated[
         list[str],

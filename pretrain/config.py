@@ -213,8 +213,14 @@ class CheckpointConfig(Section):
 
     every: int = Field(500, ge=1)
     """Steps between checkpoints; the last step always has one."""
+    minutes: float | None = Field(None, gt=0)
+    """One is written too when so long has passed since the last."""
     keep: int = Field(3, ge=1)
     """The newest so many are kept."""
+    keep_every: int | None = Field(None, ge=1)
+    """Those of steps that are multiples of this are kept for ever."""
+    keep_best: int = Field(0, ge=0)
+    """So many with the lowest validation losses are kept; `pha average` takes their mean."""
 
 
 class GuardConfig(Section):

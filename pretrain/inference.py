@@ -150,7 +150,7 @@ def save_weights(model: LanguageModel, path: Path) -> None:
 
 
 def _at_step(directory: RunDirectory, step: int) -> Checkpoint:
-    for checkpoint in CheckpointStore(directory.checkpoints, keep=1).all():
+    for checkpoint in CheckpointStore(directory.checkpoints).all():
         if checkpoint.step == step:
             problems = checkpoint.problems()
             if problems:

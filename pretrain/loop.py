@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +45,8 @@ class StepResult:
     """Some rank was asked to stop."""
     verdict: Verdict = Verdict.TAKE
     """Whether the weights were changed, or why not."""
+    save: bool = False
+    """So long has passed since the last checkpoint that one is due."""
     rollback: bool = False
     """The run goes back to its last checkpoint now."""
 
@@ -76,36 +80,47 @@ class Trainer:
         hooks: Hooks,
         stop: StopFlag,
         micro_batch: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`micro_batch`: sequences of one forward pass on this rank."""
         self.config, self.ranks, self.engine, self.loader = config, ranks, engine, loader
         self.state, self.hooks, self.stop, self.micro_batch = state, hooks, stop, micro_batch
         self.throughput = Throughput()
         self.guard = Guard(config.guards, state.guard)
+        self.clock, self._saved_at = clock, clock()
 
     def run(self) -> Outcome:
         """Trains to the last step, validates and saves; or saves and returns early when a rank is asked to stop."""
         state, last_step = self.state, self.config.train.steps
         while state.step < last_step:
-            stop = False
+            stop = timed = False
             if self._validation_due():  # after a stop that cut the last validation short
                 stop = not self.hooks.validate()
             if not stop:
                 result = self._step()
                 self.hooks.after_step(result, self.throughput)
-                stop = result.stop
+                stop, timed = result.stop, result.save
                 if result.rollback:
                     self.loader = self.hooks.roll_back()
                     continue
                 if self._validation_due() and not stop:
                     stop = not self.hooks.validate()
-            if stop or state.step == last_step or state.step % self.config.checkpoint.every == 0:
-                self.hooks.save()
+            if stop or timed or state.step == last_step or state.step % self.config.checkpoint.every == 0:
+                self._save()
             if stop:
                 return Outcome.STOPPED
         if self._validation_due() and self.hooks.validate():
-            self.hooks.save()
+            self._save()
         return Outcome.DONE
+
+    def _save(self) -> None:
+        self.hooks.save()
+        self._saved_at = self.clock()
+
+    def _time_is_up(self) -> bool:
+        """By the main rank's clock: the others' may tell otherwise."""
+        minutes = self.config.checkpoint.minutes
+        return self.ranks.world.is_main and minutes is not None and self.clock() - self._saved_at >= 60 * minutes
 
     def _validation_due(self) -> bool:
         step, every = self.state.step, self.config.eval.every
@@ -117,7 +132,7 @@ class Trainer:
         self.throughput.start()
         waited_before = self.loader.wait_seconds
         batch = next(self.loader)
-        tokens, stop = self.ranks.sum(batch.predictions, bool(self.stop))
+        tokens, stop, timed = self.ranks.sum(batch.predictions, bool(self.stop), self._time_is_up())
         # Dropout is a function of (seed, step, rank): a resumed run needs no saved generator states.
         torch.manual_seed(step_seed(self.config.train.seed, state.step, self.ranks.world.rank))
 
@@ -138,7 +153,7 @@ class Trainer:
         state.sequences = self.loader.sequences_consumed
         state.tokens += int(tokens)
         self.throughput.stop(tokens, self.loader.wait_seconds - waited_before)
-        return StepResult(loss, norm, rate, int(tokens), stop > 0, verdict, rollback)
+        return StepResult(loss, norm, rate, int(tokens), stop > 0, verdict, timed > 0, rollback)
 
     def _update(self, loss: float, rate: float) -> tuple[Verdict, float]:
         """Changes the weights, unless the guard or the gradient forbids it; the norm before clipping."""

@@ -41,7 +41,7 @@ class Saving:
     ) -> None:
         self.config, self.directory, self.dataset, self.ranks = config, directory, dataset, ranks
         self.fence, self.heartbeat = fence, heartbeat
-        self.store = CheckpointStore(directory.checkpoints, config.checkpoint.keep, fence)
+        self.store = CheckpointStore(directory.checkpoints, config.checkpoint, fence)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies. Raises RunFailed when all are damaged."""

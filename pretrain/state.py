@@ -67,3 +67,9 @@ class CheckpointInfo(BaseModel):
     fingerprint: float
     """Mean loss of the saved weights on a fixed batch; compared after a load."""
     versions: dict[str, str]
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Of the very weights that were saved; None where they were not validated."""
+        validated = self.state.validation and self.state.validated_at == self.state.step
+        return self.state.validation[-1] if validated else None

@@ -38,7 +38,7 @@ def reference(config):
 def go_on(run: Path, config: Path, to: Path, ranks: int, stage: int, at: int = BEGINS) -> Path:
     """A copy of a run that goes on from the checkpoint of step `at`."""
     shutil.copytree(run, to)
-    for checkpoint in CheckpointStore(to / "checkpoints", 9).all():
+    for checkpoint in CheckpointStore(to / "checkpoints").all():
         if checkpoint.step != at:
             shutil.rmtree(checkpoint.path)
     assert start(to, config, f"run_dir={to}", f"train.zero_stage={stage}", ranks=ranks).wait() == 0

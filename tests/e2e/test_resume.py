@@ -35,7 +35,7 @@ def test_the_undisturbed_run_is_complete(reference):
     assert list(validation(reference)) == [6, 12, 14]
     losses = [loss for loss, _, _ in training(reference).values()]
     assert losses[-1] < losses[0] - 0.1, "it learns"
-    assert [c.step for c in CheckpointStore(reference / "checkpoints", 2).all()] == [12, 14]
+    assert [c.step for c in CheckpointStore(reference / "checkpoints").all()] == [12, 14]
 
 
 def test_sigkill_at_several_moments(reference, tiny_dataset, tmp_path):

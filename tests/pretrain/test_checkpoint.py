@@ -6,6 +6,7 @@ import logging
 import pytest
 
 from pretrain.checkpoint import MANIFEST, MARKER, Checkpoint, CheckpointStore, newest, step_of
+from pretrain.config import CheckpointConfig
 from pretrain.errors import RunError
 from pretrain.state import CheckpointInfo, TrainState
 
@@ -33,7 +34,7 @@ def save(store, step):
 
 @pytest.fixture
 def store(tmp_path):
-    return CheckpointStore(tmp_path, keep=2)
+    return CheckpointStore(tmp_path, CheckpointConfig(keep=2))
 
 
 def test_what_is_committed_verifies_and_is_found(store):

@@ -46,9 +46,9 @@ def _write(store: CheckpointStore, step: int) -> None:
 
 
 def test_an_old_generation_can_neither_commit_nor_spoil_what_the_new_one_writes(tmp_path):
-    old = CheckpointStore(tmp_path / "checkpoints", 3, Fence.rise(tmp_path / "generations"))
+    old = CheckpointStore(tmp_path / "checkpoints", None, Fence.rise(tmp_path / "generations"))
     _write(old, 10)
-    new = CheckpointStore(tmp_path / "checkpoints", 3, Fence.rise(tmp_path / "generations"))
+    new = CheckpointStore(tmp_path / "checkpoints", None, Fence.rise(tmp_path / "generations"))
     _write(new, 10)
     assert old.pending(10) != new.pending(10)
     with pytest.raises((Overtaken, OSError)):
@@ -59,8 +59,8 @@ def test_an_old_generation_can_neither_commit_nor_spoil_what_the_new_one_writes(
 
 
 def test_an_old_generation_that_begins_late_leaves_the_new_ones_files_alone(tmp_path):
-    old = CheckpointStore(tmp_path / "checkpoints", 3, Fence.rise(tmp_path / "generations"))
-    new = CheckpointStore(tmp_path / "checkpoints", 3, Fence.rise(tmp_path / "generations"))
+    old = CheckpointStore(tmp_path / "checkpoints", None, Fence.rise(tmp_path / "generations"))
+    new = CheckpointStore(tmp_path / "checkpoints", None, Fence.rise(tmp_path / "generations"))
     _write(new, 10)
     with pytest.raises(Overtaken):
         _write(old, 10)

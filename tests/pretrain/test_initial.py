@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Path:
     directory.create()
     tree = {"run_dir": str(directory.path), "model": model.config.model_dump(), "data": {"path": "d"}}
     directory.write(config_file.parse(tree, "test"))
-    store = CheckpointStore(directory.checkpoints, 1)
+    store = CheckpointStore(directory.checkpoints)
     save_weights(model, store.begin(3) / "model.safetensors")
     hashes = dict.fromkeys(("config_hash", "dataset_hash", "tokenizer_hash"), "t")
     info = CheckpointInfo(state=TrainState(step=3), world_size=1, zero_stage=1, fingerprint=1.0, versions={}, **hashes)
