@@ -215,6 +215,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step always has one."""
     minutes: float | None = Field(None, gt=0)
     """One is written too when so long has passed since the last."""
+    background: bool = True
+    """Training goes on while a snapshot in memory, as large as a rank's part of the checkpoint, is written."""
     keep: int = Field(3, ge=1)
     """The newest so many are kept."""
     keep_every: int | None = Field(None, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import math
 import os
@@ -52,6 +53,22 @@ def uses_bf16(config: RunConfig, device: torch.device) -> bool:
     if config.train.precision != "auto":
         return config.train.precision == "bf16"
     return device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+
+class _IntoMemory:
+    """DeepSpeed's writer of checkpoint files, but for the writing."""
+
+    def __init__(self, writer: Any, files: dict[Path, bytes]) -> None:
+        self._writer, self._files = writer, files
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Keep the bytes that would be in the file."""
+        buffer = io.BytesIO()
+        torch.save(state_dict, buffer)
+        self._files[Path(path)] = buffer.getvalue()
 
 
 class Engine:
@@ -191,11 +208,18 @@ class Engine:
             weights: list[list[float]] = self.module.mixing_weights().tolist()
         return weights
 
-    def save(self, directory: Path) -> None:
-        """Writes DeepSpeed's files under `directory`/zero. What proves them complete is not written here."""
+    def snapshot(self, directory: Path) -> dict[Path, bytes]:
+        """This rank's files under `directory`/zero as DeepSpeed makes them, in memory: training may go on at once."""
         # Without this key DeepSpeed's universal conversion, which a change of world size needs, refuses.
         client_state = {"universal_checkpoint_info": {"universal_checkpoint_version": 0.2}}
-        self._engine.save_checkpoint(str(directory), tag=ZERO_TAG, client_state=client_state, save_latest=False)
+        files: dict[Path, bytes] = {}
+        writer = self._engine.checkpoint_engine
+        self._engine.checkpoint_engine = _IntoMemory(writer, files)
+        try:
+            self._engine.save_checkpoint(str(directory), tag=ZERO_TAG, client_state=client_state, save_latest=False)
+        finally:
+            self._engine.checkpoint_engine = writer
+        return files
 
     def load(self, directory: Path) -> None:
         """Loads what `save` wrote, at the same world size and stage. Raises RunError when DeepSpeed refuses."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from data_pipeline.corpus import Corpus
@@ -140,13 +140,9 @@ def write_sample(config: RunConfig) -> Path:
     return directory.sample
 
 
-def save_weights(model: LanguageModel, path: Path) -> None:
-    """Writes the model alone as fp32 safetensors; the parameters must be whole (ZeRO 3: gathered)."""
-    state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    try:
-        save_file(state, path)
-    except SafetensorError as error:  # its own kind, though what it tells is the disk's
-        raise OSError(f"{path.name}: {error}") from error
+def weights_bytes(model: LanguageModel) -> bytes:
+    """The model alone as an fp32 safetensors file; the parameters must be whole (ZeRO 3: gathered)."""
+    return serialise({name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()})
 
 
 def _at_step(directory: RunDirectory, step: int) -> Checkpoint:

@@ -117,6 +117,7 @@ class Run:
                 self.config, self.ranks, self.engine, self.loader, self.state, self, self.stop, self.micro_batch
             )
             outcome = trainer.run()
+            self.saving.require_saved(self.state.step)
         finally:
             self.loader.close()
             self._close_logs()
@@ -135,6 +136,8 @@ class Run:
         step = self.state.step
         self.heartbeat.beat("train", step)
         exits.at(step)
+        self.saving.poll()
+        self._tell_problems()
         self.quarantine.note(step)
         if result.verdict is not Verdict.TAKE:
             self._left_out(result)
@@ -162,6 +165,11 @@ class Run:
             **mixing,
             **metrics.selected(selected),
         )
+
+    def _tell_problems(self) -> None:
+        for problem in self.saving.problems:
+            self._record("event", event="save_failed", problem=problem)
+        self.saving.problems.clear()
 
     def _left_out(self, result: StepResult) -> None:
         """An event with what was read: sequences, and the hashes by which `pha data show` finds the documents."""
@@ -212,8 +220,10 @@ class Run:
         return True
 
     def save(self) -> None:
-        """Writes a checkpoint. Raises RunFailed when the disk refuses; older checkpoints stay as they are."""
+        """Begins to write a checkpoint; older ones stay as they are whatever becomes of it. Raises RunFailed."""
+        started = time.perf_counter()
         self.saving.save(self.engine, self.state)
+        self._record("event", event="checkpoint", stall_s=round(time.perf_counter() - started, 4))
 
     def roll_back(self) -> Loader:
         """Back to the newest checkpoint; the data goes on behind the batch that was read last."""

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import math
 import shutil
+from dataclasses import dataclass
 
 from data_pipeline.batch import read_sequences
 from data_pipeline.corpus import Corpus
 from pretrain import data_plan
+from pretrain.background import Task, write_files
 from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
 from pretrain.config import RunConfig
 from pretrain.data import to_device
 from pretrain.distributed import Ranks
 from pretrain.elastic import OPTIMIZER, whole_optimizer
 from pretrain.engine import ZERO_TAG, Engine, uses_bf16
-from pretrain.errors import RunFailed
+from pretrain.errors import RunError, RunFailed
 from pretrain.fence import Fence
 from pretrain.heartbeat import Heartbeat
-from pretrain.inference import save_weights
+from pretrain.inference import weights_bytes
 from pretrain.initial import Initial
 from pretrain.rundir import RunDirectory, config_hash
 from pretrain.state import CheckpointInfo, TrainState
@@ -27,8 +30,30 @@ from pretrain.state import CheckpointInfo, TrainState
 log = logging.getLogger(__name__)
 
 
+MOST_FAILURES = 3
+"""Checkpoints in a row that could not be written end the run: more of it would be lost with every hour."""
+
+
+@dataclass
+class _Pending:
+    """A checkpoint that is on its way to the disk."""
+
+    info: CheckpointInfo
+    writing: Task
+    committing: Task | None = None
+
+    @property
+    def step(self) -> int:
+        return self.info.state.step
+
+
 class Saving:
-    """Finds, writes and loads checkpoints. All methods but the constructor are collective."""
+    """Finds, writes and loads checkpoints. All methods but the constructor are collective.
+
+    Training waits for a snapshot in memory only. Each rank writes its files behind it; when all have, the main rank
+    hashes, marks and renames them. A checkpoint that cannot be written is told and given up: the run goes on, and the
+    next one is tried when it is due.
+    """
 
     def __init__(
         self,
@@ -42,9 +67,14 @@ class Saving:
         self.config, self.directory, self.dataset, self.ranks = config, directory, dataset, ranks
         self.fence, self.heartbeat = fence, heartbeat
         self.store = CheckpointStore(directory.checkpoints, config.checkpoint, fence)
+        self._pending: _Pending | None = None
+        self._failures = 0
+        self.problems: list[str] = []
+        """What could not be saved since these were last taken away."""
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies. Raises RunFailed when all are damaged."""
+        self.finish()
         found = self.store.latest() if self.ranks.world.is_main else None
         step = self.ranks.from_main(found.step if found else -1)
         return None if step < 0 else Checkpoint(self.directory.checkpoints / f"step-{step:08d}")
@@ -94,8 +124,12 @@ class Saving:
             )
 
     def save(self, engine: Engine, state: TrainState) -> None:
-        """Writes a checkpoint. Raises RunFailed when the disk refuses; older checkpoints stay as they are."""
-        step = state.step
+        """Takes a snapshot and begins to write it; `poll` and `finish` bring it to its end.
+
+        Raises RunFailed where the weights are not finite, and where a disk has refused too many checkpoints in a row.
+        """
+        self.finish()
+        step, is_main = state.step, self.ranks.world.is_main
         self.heartbeat.beat("save", step)
         fingerprint = self.fingerprint(engine, state, self.ranks.world.size)
         if not math.isfinite(fingerprint):
@@ -103,22 +137,76 @@ class Saving:
                 f"The weights of step {step} give a loss of {fingerprint}: they are not saved, and the last checkpoint "
                 "stays as it is; lower optim.lr or set optim.clip, and start the run again."
             )
-        is_main = self.ranks.world.is_main
         problem = self._begin(step, engine) if is_main else ""
         if not self.ranks.all_true(not problem):
-            raise RunFailed(problem or f"Rank 0 could not begin the checkpoint of step {step}; its log says why.")
+            self._give_up(step, problem)
+            return
+        folder = self.store.pending(step)
         try:
-            engine.save(self.store.pending(step))
+            files = engine.snapshot(folder)
             with engine.gathered():
                 if is_main:
-                    save_weights(engine.module, self.store.pending(step) / WEIGHTS)
-            self.ranks.barrier()
-            if is_main:
-                self.store.commit(step, self._info(state, fingerprint))
+                    files[folder / WEIGHTS] = weights_bytes(engine.module)
         except (OSError, RuntimeError) as error:
             self.store.abandon(step)
             raise RunFailed(self._problem(step, error)) from error
-        self.ranks.barrier()
+        info = self._info(state.model_copy(deep=True), fingerprint)
+        self._pending = _Pending(info, Task(functools.partial(write_files, files)))
+        if not self.config.checkpoint.background:
+            self.finish()
+
+    def poll(self) -> None:
+        """Brings a checkpoint that is being written one stage further, if all ranks are ready for it."""
+        pending = self._pending
+        if pending is None:
+            return
+        committed = pending.committing is not None and pending.committing.done
+        written, failed, committed_all = self.ranks.sum(
+            pending.writing.done, pending.writing.error is not None, committed
+        )
+        if written == self.ranks.world.size:
+            self._written(pending, failed > 0, committed_all > 0)
+
+    def finish(self) -> None:
+        """Waits until no checkpoint is being written."""
+        if self._pending is not None:
+            self._pending.writing.wait()
+        while self._pending is not None:
+            if self._pending.committing is not None:
+                self._pending.committing.wait()
+            self.poll()
+
+    def require_saved(self, step: int) -> None:
+        """Waits for all writing. Raises RunFailed unless the checkpoint of this step is there: it was the last one."""
+        self.finish()
+        there = not self.ranks.world.is_main or any(kept.step == step for kept in self.store.all())
+        if not self.ranks.all_true(there):
+            raise RunFailed(self.problems[-1] if self.problems else f"Rank 0 could not save step {step}; see its log.")
+
+    def _written(self, pending: _Pending, failed: bool, committed: bool) -> None:
+        """All ranks have written: the main rank commits, and all learn how that ended."""
+        if failed:
+            self._give_up(pending.step, self._problem(pending.step, pending.writing.error or "another rank's disk"))
+        elif self.ranks.world.is_main and pending.committing is None:
+            pending.committing = Task(functools.partial(self.store.commit, pending.step, pending.info))
+        elif committed:
+            error = pending.committing.error if pending.committing is not None else None
+            if isinstance(error, RunError):  # this start of the run has been overtaken
+                raise error
+            if self.ranks.all_true(error is None):
+                self._pending, self._failures = None, 0
+            else:
+                self._give_up(pending.step, self._problem(pending.step, error or "the main rank's disk"))
+
+    def _give_up(self, step: int, problem: str) -> None:
+        self._pending, self._failures = None, self._failures + 1
+        self.ranks.barrier()  # nobody writes any more
+        if self.ranks.world.is_main:
+            self.store.abandon(step)
+            self.problems.append(problem)
+            log.error("%s", problem)
+        if self._failures >= MOST_FAILURES:
+            raise RunFailed(problem or f"Rank 0 could not save step {step}; its log says why.")
 
     def fingerprint(self, engine: Engine, state: TrainState, rows: int) -> float:
         """Mean loss on the first `rows` sequences of this data order: the same batch at any time, on any ranks."""

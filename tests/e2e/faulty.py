@@ -1,24 +1,32 @@
-"""`pha` whose losses are spoilt at chosen steps: FAULTS="nan@5/1 spike@9" is a NaN in step 5 of rank 1, and a loss of
-fifty times its size in step 9 of every rank. Each happens once, also when a step is taken again."""
+"""`pha` that is spoilt at chosen steps.
+
+FAULTS="nan@5/1 spike@9 disk@8/1" is a NaN in step 5 of rank 1, a loss of fifty times its size in step 9 of every rank,
+and a disk that is full when rank 1 writes the checkpoint of step 8. Each happens once, also when a step is taken again.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 from torch import Tensor
 
-from pretrain import cli
+from pretrain import cli, saving
 from pretrain.engine import Engine
 
 FACTORS = {"nan": float("nan"), "spike": 50.0}
 
 
 def main() -> None:
-    faults = {}
+    faults, full = {}, {}
     for text in os.environ["FAULTS"].split():
         kind, _, place = text.partition("@")
         step, _, rank = place.partition("/")
-        faults[int(step)] = (FACTORS[kind], int(rank) if rank else None)
+        if kind == "disk":
+            full[f"step-{int(step):08d}"] = rank or os.environ.get("RANK", "0")
+        else:
+            faults[int(step)] = (FACTORS[kind], int(rank) if rank else None)
     begin_step, loss_sum = Engine.begin_step, Engine.loss_sum
     now: dict[str, float] = {"factor": 1.0}
 
@@ -31,6 +39,13 @@ def main() -> None:
         loss = loss_sum(self, *batch)
         return loss * now["factor"] if loss.requires_grad else loss
 
+    def write(files: dict[Path, bytes]) -> None:
+        wanted = next((name for name in full if name in str(next(iter(files)))), None)
+        if wanted is not None and full.pop(wanted) == os.environ.get("RANK", "0"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_files(files)
+
+    write_files, saving.write_files = saving.write_files, write
     Engine.begin_step, Engine.loss_sum = begin, spoilt
     cli.main()
 

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.local import LocalJob
 from pretrain import metrics
-from pretrain.checkpoint import newest
+from pretrain.checkpoint import CheckpointStore, newest
 from tests.e2e.runs import CONFIG, pha, training, write_config
 
 GUARDED = CONFIG.replace("dropout: 0.1", "dropout: 0").replace("steps: 14", "steps: 20") + "guards: {window: 8}\n"
@@ -67,3 +67,14 @@ def test_a_loss_that_stays_spoilt_ends_the_run(tiny_dataset, tmp_path, monkeypat
     assert newest(run / "checkpoints").step == 4
     (exit_note,) = (run / "exits").glob("*/rank-0.json")
     assert json.loads(exit_note.read_text())["kind"] == "failed"
+
+
+def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(tiny_dataset, tmp_path, monkeypatch):
+    run, code = run_with("disk@8/1", tmp_path, tiny_dataset, monkeypatch, "checkpoint.keep=9", "eval.every=0")
+    assert code == 0
+    assert [c.step for c in CheckpointStore(run / "checkpoints").all()] == [4, 12, 16, 20]
+    assert all(not c.problems() for c in CheckpointStore(run / "checkpoints").all())
+    (failed,) = events(run, "save_failed")
+    assert 8 <= failed["step"] <= 12 and "step 8 could not be written" in failed["problem"]
+    assert not list((run / "checkpoints").glob(".writing-*"))
+    assert list(training(run)) == list(range(1, 21))

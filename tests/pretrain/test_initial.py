@@ -15,7 +15,7 @@ from pretrain import config_file
 from pretrain.checkpoint import CheckpointStore
 from pretrain.config import OptimConfig
 from pretrain.errors import RunError
-from pretrain.inference import save_weights
+from pretrain.inference import weights_bytes
 from pretrain.initial import Initial
 from pretrain.optim import parameter_groups
 from pretrain.rundir import RunDirectory
@@ -35,7 +35,7 @@ def run(tmp_path: Path) -> Path:
     tree = {"run_dir": str(directory.path), "model": model.config.model_dump(), "data": {"path": "d"}}
     directory.write(config_file.parse(tree, "test"))
     store = CheckpointStore(directory.checkpoints)
-    save_weights(model, store.begin(3) / "model.safetensors")
+    (store.begin(3) / "model.safetensors").write_bytes(weights_bytes(model))
     hashes = dict.fromkeys(("config_hash", "dataset_hash", "tokenizer_hash"), "t")
     info = CheckpointInfo(state=TrainState(step=3), world_size=1, zero_stage=1, fingerprint=1.0, versions={}, **hashes)
     store.commit(3, info)
