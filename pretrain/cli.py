@@ -75,10 +75,12 @@ def train(
     config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/demo.yaml.")],
     overrides: Overrides = None,
     ranks: Annotated[int, typer.Option(min=1, help="Start so many ranks on this machine.")] = 1,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="Short for train.deterministic=true.")] = False,
 ) -> None:
     """Train a run, or go on with it: alone, with --ranks, under torchrun or under srun."""
     from pretrain import config_file
 
+    overrides = [*(overrides or ()), *(["train.deterministic=true"] if deterministic else [])]
     resolved = config_file.load(config, overrides or ())
     if ranks > 1:
         from cluster.local import LocalJob

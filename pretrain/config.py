@@ -181,6 +181,11 @@ class TrainConfig(Section):
     """`auto`: bf16 autocast over fp32 weights on GPUs, fp32 on CPUs (where bf16 has no hardware)."""
     kernels: Literal["auto", "reference", "triton"] = "auto"
     """`auto`: Triton kernels on GPUs, plain PyTorch elsewhere; see `model.kernels.dispatch`."""
+    deterministic: bool = False
+    """The same weights to the last bit from the same start on as many ranks, on GPUs too, at some cost of speed; on
+    CPUs that is so in any case."""
+    collect_every: int = Field(200, ge=0)
+    """Python's garbage is collected every so many steps, on all ranks at once; 0 leaves it to Python."""
     compile: bool = False
     """torch.compile makes each block's step from plain PyTorch: some per cent faster on a CPU, after a start that takes
     ten seconds and more and a C++ compiler; on GPUs it takes the place of the kernels inside the blocks."""
@@ -242,6 +247,27 @@ class GuardConfig(Section):
     """The run goes back at most so often; then a spike is left out instead."""
 
 
+class WatchdogConfig(Section):
+    """Seconds without a sign of life after which a rank writes its stacks and ends the run, by phase; 0 is never."""
+
+    start_s: float = Field(1800, ge=0)
+    """Until the first step: reading, converting and compiling included."""
+    step_s: float = Field(900, ge=0)
+    save_s: float = Field(1800, ge=0)
+    validate_s: float = Field(900, ge=0)
+    """One batch of a validation."""
+
+    @staticmethod
+    def name(phase: str) -> str:
+        """The setting for a phase of `pretrain.heartbeat`."""
+        return {"train": "step_s", "save": "save_s", "validate": "validate_s"}.get(phase, "start_s")
+
+    def of(self, phase: str) -> float:
+        """The limit of a phase; none where the run has ended."""
+        limit: float = 0.0 if phase in ("done", "stopped") else getattr(self, self.name(phase))
+        return limit
+
+
 class LoggingConfig(Section):
     """What is shown and where."""
 
@@ -267,6 +293,7 @@ class RunConfig(Section):
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     guards: GuardConfig = GuardConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     logging: LoggingConfig = LoggingConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further keys for DeepSpeed's own config; a key that this stack sets itself is refused."""

@@ -51,11 +51,17 @@ def at(step: int) -> None:
     _place.step = step
 
 
-def note(code: int, words: str) -> None:
+def note(code: int, words: str, kind: str = "") -> None:
     """Leaves the reason, once: the first is the cause. Does nothing where no run was joined, or on a full disk."""
     if _place.path is None or _place.path.exists():
         return
-    kind = KINDS.get(code, "failed")
-    record = {**_place.known, "code": code, "kind": kind, "words": words, "step": _place.step, "time": time.time()}
+    record = {
+        **_place.known,
+        "code": code,
+        "kind": kind or KINDS.get(code, "failed"),
+        "words": words,
+        "step": _place.step,
+        "time": time.time(),
+    }
     with contextlib.suppress(OSError):
         write_json(_place.path, record)

@@ -16,12 +16,19 @@ class Heartbeat:
 
     def __init__(self, folder: Path, rank: int) -> None:
         self._path = folder / f"rank-{rank}.json"
-        self._rank = rank
-        self._phase, self._last = "", 0.0
+        self.folder, self.rank = folder, rank
+        self._phase, self._last = "start", -1.0
+        self.last_seen = time.monotonic()
+        """When this rank last gave a sign of life."""
+
+    @property
+    def phase(self) -> str:
+        """What it was doing then."""
+        return self._phase
 
     def beat(self, phase: str, step: int) -> None:
         """Says that this rank is alive, in `phase` (start, train, validate, save, done) at `step`."""
-        now = time.time()
+        now, self.last_seen = time.time(), time.monotonic()
         if phase == self._phase and now - self._last < 1.0:
             return
         self._phase, self._last = phase, now
@@ -32,7 +39,7 @@ class Heartbeat:
         write_json(
             self._path,
             {
-                "rank": self._rank,
+                "rank": self.rank,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
                 "phase": self._phase,

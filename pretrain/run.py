@@ -19,6 +19,7 @@ from pretrain import data_plan, exits, metrics
 from pretrain.config import RunConfig
 from pretrain.data import open_corpus, resolve
 from pretrain.deepspeed_config import batch_split
+from pretrain.determinism import Collector, settle
 from pretrain.distributed import Ranks, World, discover
 from pretrain.engine import Engine, uses_bf16
 from pretrain.errors import EXIT_DONE, EXIT_REQUEUE, RunError, RunFailed
@@ -35,6 +36,7 @@ from pretrain.rundir import RunDirectory
 from pretrain.saving import Saving
 from pretrain.signals import StopFlag
 from pretrain.state import CheckpointInfo, TrainState
+from pretrain.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ def train(config: RunConfig) -> int:
     """
     world = discover(os.environ)
     torch.set_num_threads(config.train.threads or max(1, usable_cores() // world.local_size))
+    settle(config.train.deterministic)
     if not torch.cuda.is_available():
         keep_memory()
     directory = RunDirectory(config.run_dir)
@@ -67,7 +70,10 @@ def train(config: RunConfig) -> int:
         fence = Fence(directory.generations, ranks.from_main(generation))
         exits.register(directory.exits, fence.generation, world.rank)
         setup_logging(directory.logs, world.rank)
-        code = Run(config, directory, dataset, ranks, stop, fence).go()
+        heartbeat = Heartbeat(directory.heartbeats, world.rank)
+        heartbeat.beat("start", 0)
+        stack.enter_context(Watchdog(config.watchdog, heartbeat, directory.logs))
+        code = Run(config, directory, dataset, ranks, stop, fence, heartbeat).go()
         exits.note(code, stop.reason or "the run has reached its last step")
         ranks.close()
     if code == EXIT_DONE and world.is_main:
@@ -86,12 +92,12 @@ class Run:
         ranks: Ranks,
         stop: StopFlag,
         fence: Fence,
+        heartbeat: Heartbeat,
     ) -> None:
         self.config, self.directory, self.dataset = config, directory, dataset
         self.ranks, self.stop = ranks, stop
         self.world: World = ranks.world
-        self.heartbeat = Heartbeat(directory.heartbeats, self.world.rank)
-        self.heartbeat.beat("start", 0)
+        self.heartbeat = heartbeat
         self.micro_batch, _ = batch_split(config, self.world.size)
         self.fence = fence
         self.saving = Saving(config, directory, dataset, ranks, fence, self.heartbeat)
@@ -111,6 +117,7 @@ class Run:
         if self.world.is_main:
             self.directory.write(self.config)  # not before it is known that the run can go on with it
         self.loader = self._loader(self.state.sequences, self.state.step)
+        self.collector = Collector(self.config.train.collect_every)
         self._open_logs()
         try:
             trainer = Trainer(
@@ -119,6 +126,7 @@ class Run:
             outcome = trainer.run()
             self.saving.require_saved(self.state.step)
         finally:
+            self.collector.close()
             self.loader.close()
             self._close_logs()
         self.heartbeat.beat("done" if outcome is Outcome.DONE else "stopped", self.state.step)
@@ -136,6 +144,7 @@ class Run:
         step = self.state.step
         self.heartbeat.beat("train", step)
         exits.at(step)
+        self.collector.step(step)
         self.saving.poll()
         self._tell_problems()
         self.quarantine.note(step)
@@ -194,6 +203,7 @@ class Run:
 
         def interrupted() -> bool:
             nonlocal cut_short
+            self.heartbeat.beat("validate", self.state.step)
             cut_short = self.ranks.largest(bool(self.stop))[0] > 0
             return cut_short
 

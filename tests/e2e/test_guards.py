@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 
 import pytest
@@ -110,6 +111,23 @@ def test_the_rank_that_failed_first_is_the_one_that_speaks(tiny_dataset, tmp_pat
     assert shard.name in said
     assert "Traceback" not in said
     assert time.monotonic() - started < 100
+
+
+def test_a_rank_that_stops_is_named_by_the_other_ones_watchdog(tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    config = write_config(tmp_path, tiny_dataset, run)
+    with start(run, config, "train.steps=100000", "eval.every=0", "watchdog.step_s=3") as job:
+        wait_for(job, lambda: 3 in training(run))
+        frozen = job._processes[1]
+        frozen.send_signal(signal.SIGSTOP)
+        note = run / "exits" / "000001" / "rank-0.json"
+        wait_for(job, note.exists)
+        frozen.send_signal(signal.SIGCONT)
+    record = json.loads(note.read_text())
+    assert (record["kind"], record["code"]) == ("hang", 75)
+    assert "furthest behind is rank" in record["words"] and "watchdog.step_s" in record["words"]
+    stacks = (run / "logs" / "stacks-rank-0.txt").read_text()
+    assert "all_reduce" in stacks or "backward" in stacks or "step" in stacks
 
 
 def test_damaged_data_is_left_out_and_listed_by_choice(tiny_dataset, tmp_path):

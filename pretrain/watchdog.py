@@ -1,0 +1,91 @@
+"""A thread in each rank that ends the run when nothing goes on any more.
+
+A rank that hangs makes the others wait in a collective, for half an hour by default and without a word about who was
+late. Each rank's watchdog looks at its own last sign of life (`pretrain.heartbeat`), by a clock that does not jump;
+beyond the limit of the phase it writes the stacks of all threads, names the rank that is furthest behind by what all
+have left on the disk, and ends the process so that the run is started again from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pretrain import exits
+from pretrain.config import WatchdogConfig
+from pretrain.errors import EXIT_REQUEUE
+from pretrain.heartbeat import Heartbeat
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+
+
+class Watchdog:
+    """Watches one rank's heartbeat while the context is open."""
+
+    def __init__(
+        self,
+        limits: WatchdogConfig,
+        heartbeat: Heartbeat,
+        logs: Path,
+        leave: Callable[[int], None] = os._exit,
+    ) -> None:
+        self.limits, self.heartbeat, self.logs, self._leave = limits, heartbeat, logs, leave
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def overdue(self) -> str:
+        """What has taken too long, in words; empty while all is well."""
+        phase, silent = self.heartbeat.phase, time.monotonic() - self.heartbeat.last_seen
+        limit = self.limits.of(phase)
+        if limit == 0 or silent <= limit:
+            return ""
+        return (
+            f"Rank {self.heartbeat.rank} has been silent for {silent:.0f} s in phase {phase}, whose limit is "
+            f"{limit:g} s (watchdog.{self.limits.name(phase)}); {self._behind()}"
+        )
+
+    def _watch(self) -> None:
+        while not self._ended.wait(TICK_S):
+            words = self.overdue()
+            if words:
+                self._end(words)
+                return
+
+    def _end(self, words: str) -> None:
+        stacks = self.logs / f"stacks-rank-{self.heartbeat.rank}.txt"
+        with stacks.open("a", encoding="utf-8") as file:
+            file.write(f"{words}\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        log.error("%s; the stacks are in %s. Start the run again and it continues.", words, stacks)
+        exits.note(EXIT_REQUEUE, words, kind="hang")
+        self._leave(EXIT_REQUEUE)
+
+    def _behind(self) -> str:
+        """Who is furthest behind, by the files of all ranks."""
+        found = []
+        for path in self.heartbeat.folder.glob("rank-*.json"):
+            try:
+                beat = json.loads(path.read_text(encoding="utf-8"))
+                found.append((beat["step"], beat["time"], beat["rank"], beat["host"], beat["phase"]))
+            except (OSError, ValueError, KeyError):
+                continue
+        if not found:
+            return "no rank has left a sign of life"
+        step, when, rank, host, phase = min(found)
+        return f"furthest behind is rank {rank} on {host}: phase {phase} of step {step}, {time.time() - when:.0f} s ago"

@@ -1,0 +1,77 @@
+"""The watchdog: limits by phase, who is behind, and what it leaves."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import pytest
+
+from pretrain import exits, watchdog
+from pretrain.config import WatchdogConfig
+from pretrain.heartbeat import Heartbeat
+from pretrain.watchdog import Watchdog
+
+LIMITS = WatchdogConfig(start_s=40, step_s=10, save_s=20, validate_s=30)
+
+
+@pytest.fixture
+def heartbeat(tmp_path):
+    return Heartbeat(tmp_path, 0)
+
+
+@pytest.mark.parametrize(
+    ("phase", "limit"), [("start", 40), ("convert", 40), ("train", 10), ("save", 20), ("validate", 30)]
+)
+def test_each_phase_has_its_limit(heartbeat, tmp_path, phase, limit):
+    dog = Watchdog(LIMITS, heartbeat, tmp_path)
+    heartbeat.beat(phase, 7)
+    heartbeat.last_seen = time.monotonic() - limit + 1
+    assert dog.overdue() == ""
+    heartbeat.last_seen = time.monotonic() - limit - 1
+    assert f"in phase {phase}, whose limit is {limit} s" in dog.overdue()
+    heartbeat.beat(phase, 8)
+    assert dog.overdue() == "", "a sign of life, even if no file was written for it"
+
+
+@pytest.mark.parametrize("phase", ["done", "stopped"])
+def test_a_run_that_has_ended_is_not_watched(heartbeat, tmp_path, phase):
+    heartbeat.beat(phase, 7)
+    heartbeat.last_seen = time.monotonic() - 1e6
+    assert Watchdog(LIMITS, heartbeat, tmp_path).overdue() == ""
+
+
+def test_zero_is_never(heartbeat, tmp_path):
+    heartbeat.last_seen = time.monotonic() - 1e6
+    assert Watchdog(WatchdogConfig(start_s=0), heartbeat, tmp_path).overdue() == ""
+
+
+def test_the_rank_that_is_furthest_behind_is_named(heartbeat, tmp_path):
+    heartbeat.beat("train", 12)
+    Heartbeat(tmp_path, 1).beat("train", 11)
+    Heartbeat(tmp_path, 2).beat("train", 12)
+    (tmp_path / "rank-3.json").write_text("half a li")
+    heartbeat.last_seen = time.monotonic() - 99
+    assert "furthest behind is rank 1 on " in Watchdog(LIMITS, heartbeat, tmp_path).overdue()
+
+
+def test_it_writes_the_stacks_and_the_reason_and_leaves(heartbeat, tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog, "TICK_S", 0.01)
+    monkeypatch.setattr(exits, "_place", exits._Place())
+    exits.register(tmp_path / "exits", 1, 0)
+    codes: list[int] = []
+    left = threading.Event()
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        left.set()
+
+    heartbeat.beat("train", 3)
+    heartbeat.last_seen = time.monotonic() - 99
+    with Watchdog(LIMITS, heartbeat, tmp_path, leave):
+        assert left.wait(30)
+    assert codes == [75]
+    stacks = (tmp_path / "stacks-rank-0.txt").read_text()
+    assert "has been silent" in stacks and "test_it_writes_the_stacks" in stacks
+    assert json.loads((tmp_path / "exits" / "000001" / "rank-0.json").read_text())["kind"] == "hang"
