@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Other projects' packages, whose pins clash with ours: only benchmarks use them.
 PEERS  := .venv-peers
 
-.PHONY: help setup demo test lint format bench-data clean
+.PHONY: help setup demo test lint format bench-data drills clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ $(PEERS)/.installed: benchmarks/data/peers.txt
 
 bench-data: setup $(PEERS)/.installed  ## measure the data pipeline beside other projects' and write docs/data.md
 	$(BIN)/pha bench data --peers $(PEERS)/bin/python --write docs/data.md
+
+drills: setup  ## kill and damage real runs some 2,200 times and write docs/reliability.md (half an hour)
+	$(BIN)/python -m tests.drills --write docs/reliability.md
 
 clean:  ## remove the environment, the demo's output and caches; other runs and datasets stay
 	rm -rf $(VENV) $(PEERS) runs/demo data/demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

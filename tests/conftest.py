@@ -33,13 +33,12 @@ def write_corpus(path: Path, start: int = 0, stop: int | None = None) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def tiny_dataset(tmp_path_factory) -> Path:
-    """A dataset of about 200 thousand tokens, built once."""
+def build_tiny_dataset(folder: Path) -> Path:
+    """A dataset of about 200 thousand tokens in a new folder."""
     from data_pipeline.build import build
     from data_pipeline.config import BuildConfig, TokenizerConfig
 
-    folder = tmp_path_factory.mktemp("tiny")
+    folder.mkdir(exist_ok=True)
     corpus = write_corpus(folder / "corpus.jsonl")
     config = BuildConfig(
         sources=(str(corpus),),
@@ -50,3 +49,9 @@ def tiny_dataset(tmp_path_factory) -> Path:
     )
     build(config, progress=False)
     return config.output
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory) -> Path:
+    """The tiny dataset, built once."""
+    return build_tiny_dataset(tmp_path_factory.mktemp("tiny"))
