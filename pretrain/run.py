@@ -35,6 +35,7 @@ from pretrain.quarantine import QuarantineList
 from pretrain.rundir import RunDirectory
 from pretrain.saving import Saving
 from pretrain.signals import StopFlag
+from pretrain.startup import Startup
 from pretrain.state import CheckpointInfo, TrainState
 from pretrain.watchdog import Watchdog
 
@@ -46,6 +47,8 @@ def train(config: RunConfig) -> int:
 
     Raises RunError, DataError or ModelError with a sentence for the user.
     """
+    startup = Startup()
+    startup.mark("imports")
     world = discover(os.environ)
     torch.set_num_threads(config.train.threads or max(1, usable_cores() // world.local_size))
     settle(config.train.deterministic)
@@ -55,6 +58,7 @@ def train(config: RunConfig) -> int:
     batch_split(config, world.size)
     dataset = open_corpus(config.data)
     config = resolve(config, dataset, directory.lanes())
+    startup.mark("data")
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopFlag())
         generation = 0
@@ -70,10 +74,11 @@ def train(config: RunConfig) -> int:
         fence = Fence(directory.generations, ranks.from_main(generation))
         exits.register(directory.exits, fence.generation, world.rank)
         setup_logging(directory.logs, world.rank)
+        startup.mark("ranks")
         heartbeat = Heartbeat(directory.heartbeats, world.rank)
         heartbeat.beat("start", 0)
         stack.enter_context(Watchdog(config.watchdog, heartbeat, directory.logs))
-        code = Run(config, directory, dataset, ranks, stop, fence, heartbeat).go()
+        code = Run(config, directory, dataset, ranks, stop, fence, heartbeat, startup).go()
         exits.note(code, stop.reason or "the run has reached its last step")
         ranks.close()
     if code == EXIT_DONE and world.is_main:
@@ -93,16 +98,20 @@ class Run:
         stop: StopFlag,
         fence: Fence,
         heartbeat: Heartbeat,
+        startup: Startup,
     ) -> None:
         self.config, self.directory, self.dataset = config, directory, dataset
         self.ranks, self.stop = ranks, stop
         self.world: World = ranks.world
         self.heartbeat = heartbeat
+        self.startup = startup
         self.micro_batch, _ = batch_split(config, self.world.size)
         self.fence = fence
         self.saving = Saving(config, directory, dataset, ranks, fence, self.heartbeat)
         self.found = self.saving.newest()
+        startup.mark("checkpoint verified")
         self.engine = Engine(config, ranks, self.saving.initial(self.found))
+        startup.mark("engine")
         self.state = TrainState()
         self.loggers: list[Logger] = []
         self.metrics: metrics.MetricsFile | None = None
@@ -119,6 +128,7 @@ class Run:
         self.loader = self._loader(self.state.sequences, self.state.step)
         self.collector = Collector(self.config.train.collect_every)
         self._open_logs()
+        self.startup.mark("checkpoint loaded")
         try:
             trainer = Trainer(
                 self.config, self.ranks, self.engine, self.loader, self.state, self, self.stop, self.micro_batch
@@ -145,6 +155,8 @@ class Run:
         self.heartbeat.beat("train", step)
         exits.at(step)
         self.collector.step(step)
+        if self.startup.ends("first step"):
+            self._record("event", event="startup", seconds=self.startup.seconds)
         self.saving.poll()
         self._tell_problems()
         self.quarantine.note(step)

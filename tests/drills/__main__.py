@@ -53,9 +53,11 @@ def tables(killed: kills.Kills, saved: harms.Harm, read: harms.Harm) -> list[Tab
     machine = describe()
     one.remarks.append(
         f"{killed.runs} runs of 60 steps on {machine['cores']} cores of {machine['processor']}, "
-        f"{killed.seconds:,.0f} s. Restarts that failed: {killed.failed_restarts}. Differences from the undisturbed run, "
-        "in any step's loss, norm and rate, any validation, the final weights' bytes and the position in the data: "
-        f"{len(killed.different)}."
+        f"{killed.seconds:,.0f} s. Restarts that failed: {killed.failed_restarts}."
+    )
+    one.remarks.append(
+        "Differences from the undisturbed run, in any step's loss, norm and rate, any validation, the final weights' "
+        f"bytes and the position in the data: {len(killed.different)}."
     )
     two = Table(
         "A bit flipped, a file cut short or deleted, one at a time",
