@@ -36,6 +36,10 @@ class RunStatus:
     ranks: list[RankStatus]
     quarantined: int
     """Damaged blocks of data that were left out."""
+    starts: int
+    """How often the run was started."""
+    exits: list[dict[str, Any]]
+    """Why ranks of the newest start left, first cause first; empty while it runs, or where they were killed."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -67,7 +71,23 @@ def read_status(run: Path) -> RunStatus:
         checkpoints=checkpoints,
         ranks=sorted(_heartbeats(run / "heartbeats"), key=lambda r: r.rank),
         quarantined=_quarantined(run / "quarantine.jsonl"),
+        starts=(newest := _newest_start(run / "generations")),
+        exits=_exits(run / "exits" / f"{newest:06d}"),
     )
+
+
+def _newest_start(folder: Path) -> int:
+    return max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()), default=0)
+
+
+def _exits(folder: Path) -> list[dict[str, Any]]:
+    found = []
+    for path in folder.glob("rank-*.json"):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, json.JSONDecodeError):
+            continue
+    return sorted(found, key=lambda note: float(note.get("time", 0)))
 
 
 def _last_training_record(path: Path) -> dict[str, Any]:

@@ -228,6 +228,9 @@ def status(run: RunArgument, as_json: Json = False) -> None:
     title = f"{found.run}: step {found.step} of {found.steps}, loss {found.loss}{rate}; checkpoints {found.checkpoints}"
     if found.quarantined:
         title += f"; {found.quarantined} damaged block(s) of data left out, see quarantine.jsonl"
+    if found.exits:
+        first = found.exits[0]
+        title += f"; start {found.starts} ended: rank {first['rank']} {first['kind']} ({first['words']})"
     rows = [(str(r.rank), r.host, r.phase, str(r.step), f"{r.age_s:.0f} s ago") for r in found.ranks]
     print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
 

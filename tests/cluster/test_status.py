@@ -28,6 +28,22 @@ def test_a_run_is_read_from_its_files_alone(tmp_path):
     assert 4 < status.ranks[0].age_s < 60
 
 
+def test_why_the_newest_start_ended(tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {steps: 100}\n")
+    for start in (1, 2):
+        for folder in ("generations", f"exits/{start:06d}"):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "generations" / f"{start:06d}.json").write_text("{}")
+    assert read_status(tmp_path).exits == []
+    for rank, kind, when in ((0, "peer lost", 20.0), (1, "failed", 10.0)):
+        note = {"rank": rank, "kind": kind, "words": "words", "time": when}
+        (tmp_path / "exits" / "000002" / f"rank-{rank}.json").write_text(json.dumps(note))
+    (tmp_path / "exits" / "000002" / "rank-2.json").write_text('{"ra')
+    status = read_status(tmp_path)
+    assert status.starts == 2
+    assert [note["rank"] for note in status.exits] == [1, 0], "the first cause by time comes first"
+
+
 def test_another_folder_is_one_sentence(tmp_path):
     with pytest.raises(ClusterError, match="not a run directory"):
         read_status(tmp_path)
