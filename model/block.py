@@ -109,6 +109,9 @@ class ParallelBlock(Block):
         self.ffn_main = SwiGLU(size, config.ffn_main_size)
         self.packed: tuple[str, ...] = ()
         self.in_proj: PackedLinear | None = None
+        self.watching = False
+        self.branch_rms: Tensor | None = None
+        """Root mean square of each branch's output [n], detached, of the last call while `watching`."""
 
     def pack(self) -> None:
         """Join the branches' maps of the normed stream into one matrix, where two or more have such a map.
@@ -127,6 +130,8 @@ class ParallelBlock(Block):
         weights = self.mixing(normed)
         read = {} if self.in_proj is None else dict(zip(self.packed, self.in_proj(normed), strict=True))
         outs = [self._mixer(part)(read.get(part, normed), known, memories.get(part)) for part in self.parts]
+        if self.watching:
+            self.branch_rms = torch.stack([out.detach().float().square().mean().sqrt() for out in outs])
         hidden, stream = self._fuse(outs, weights, x)
         out = self.dropout(self.ffn_main(hidden))
         if self.main_residual == "none":

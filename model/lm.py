@@ -155,6 +155,21 @@ class LanguageModel(nn.Module):
             return torch.empty(0, 0)
         return torch.stack([block.mixing.average() for block in self.layers if isinstance(block, ParallelBlock)])
 
+    def watch_branches(self, watching: bool) -> None:
+        """Whether the coming calls take note of how large the branches' outputs are, before their norms."""
+        for block in self.layers:
+            if isinstance(block, ParallelBlock):
+                block.watching = watching
+
+    def branch_rms(self) -> Tensor:
+        """Root mean squares of the branches' outputs in each layer [L, n], float32, of the last watched call.
+
+        The columns are as those of `mixing_weights`; [0, 0] where nothing was watched.
+        """
+        found = [block.branch_rms for block in self.layers if isinstance(block, ParallelBlock)]
+        known = [rms for rms in found if rms is not None]
+        return torch.stack(known) if known and len(known) == len(found) else torch.empty(0, 0)
+
     def new_cache(self, batch: int, max_length: int, dtype: torch.dtype = torch.float32) -> Cache:
         """An empty cache for `batch` rows of at most `max_length` tokens, on the model's device.
 

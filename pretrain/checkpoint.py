@@ -8,14 +8,13 @@ DeepSpeed's `latest` file is never written nor read: it is published before all 
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pretrain.config import CheckpointConfig
 from pretrain.errors import RunError, RunFailed
@@ -30,6 +29,18 @@ MANIFEST, MARKER, STATE, WEIGHTS = "manifest.json", "COMMITTED", "state.json", "
 SOURCE = "source"
 """Beside what was made from a checkpoint: the marker of that checkpoint."""
 _NAME = re.compile(r"step-(\d{8})")
+
+
+class _Entry(BaseModel):
+    """A file in the manifest."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    bytes: int
+    sha256: str
+
+
+_MANIFEST = TypeAdapter(dict[str, _Entry])
 
 
 @dataclass(frozen=True)
@@ -63,19 +74,24 @@ class Checkpoint:
         try:
             if sha256(manifest).encode() != marker.read_bytes().strip():
                 return [f"{MANIFEST} is not the one that was committed"]
-            return self._file_problems(json.loads(manifest.read_text(encoding="utf-8")))
+            entries = _MANIFEST.validate_json(manifest.read_bytes())
+            return self._file_problems(entries) if entries else [f"{MANIFEST} names no file"]
+        except ValidationError:
+            return [f"{MANIFEST} is none"]
         except OSError as error:
             return [f"it cannot be read ({error.strerror})"]
 
-    def _file_problems(self, manifest: dict[str, dict[str, int | str]]) -> list[str]:
+    def _file_problems(self, manifest: dict[str, _Entry]) -> list[str]:
         found = []
         for name, entry in manifest.items():
             file = self.path / name
-            if not file.is_file():
+            if ".." in file.parts or not file.is_relative_to(self.path):
+                found.append(f"{name} is not a place in it")
+            elif not file.is_file():
                 found.append(f"{name} is missing")
-            elif file.stat().st_size != entry["bytes"]:
-                found.append(f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}")
-            elif sha256(file) != entry["sha256"]:
+            elif file.stat().st_size != entry.bytes:
+                found.append(f"{name} has {file.stat().st_size} bytes instead of {entry.bytes}")
+            elif sha256(file) != entry.sha256:
                 found.append(f"{name} has another SHA-256 than when it was written")
         return found
 

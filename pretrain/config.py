@@ -340,6 +340,10 @@ class RunConfig(Section):
                 raise ValueError(f"train.global_batch ({size}) must be a multiple of train.micro_batch ({micro})")
         return self
 
+    def logs_step(self, step: int) -> bool:
+        """Whether the training record of this step, counted from 1, is written."""
+        return step % self.logging.every == 0 or step in (1, self.train.steps)
+
     @property
     def batches(self) -> list[tuple[int, int]]:
         """The global batch as (first step, sequences)."""

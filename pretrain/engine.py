@@ -140,6 +140,14 @@ class Engine:
     def begin_step(self, step: int) -> None:
         """Tells the model which step (from 0) it is trained in: auxiliary losses and noise are functions of it."""
         self.module.begin_step(step)
+        self.module.watch_branches(self.config.logs_step(step + 1))
+
+    def branch_rms(self) -> list[list[float]]:
+        """How large the branches' outputs were in each layer in this step's last micro-batch, mean over ranks."""
+        own = self.module.branch_rms()
+        total = self.ranks.sum(*own.flatten().tolist()) if own.numel() else []
+        mean = torch.tensor(total, dtype=torch.float64) / self.ranks.world.size
+        return [[round(value, 5) for value in layer] for layer in mean.reshape(own.shape).tolist()]
 
     def selected_shares(self) -> list[float]:
         """Share of all ranks' tokens that attended in each selective layer since the last call.

@@ -90,6 +90,15 @@ class Throughput:
         return result
 
 
+def utilisation(reached: float, peak: float) -> float:
+    """Model FLOP/s over the peak of all devices, between 0 and 1.
+
+    A share that cannot be (a peak that is none, a count that is wrong) is NaN: better no figure than a false one.
+    """
+    share = reached / peak if peak > 0 else math.nan
+    return share if 0 <= share <= 1 else math.nan
+
+
 def selected(shares: list[float]) -> Record:
     """The field for the share of tokens that attended in each selective layer; none where nothing is selected."""
     return {"selected": [round(share, 5) for share in shares]} if shares else {}

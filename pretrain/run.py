@@ -135,6 +135,9 @@ class Run:
             )
             outcome = trainer.run()
             self.saving.require_saved(self.state.step)
+            if outcome is Outcome.STOPPED:
+                waited = time.monotonic() - self.stop.since if self.stop else 0.0
+                self._record("event", event="stop", reason=self.stop.reason, seconds=round(waited, 2))
         finally:
             self.collector.close()
             self.loader.close()
@@ -162,7 +165,7 @@ class Run:
         self.quarantine.note(step)
         if result.verdict is not Verdict.TAKE:
             self._left_out(result)
-        if step % self.config.logging.every and step not in (1, self.config.train.steps):
+        if not self.config.logs_step(step):
             return
         rate, waited = throughput.reading()
         mixing: dict[str, Any] = {}
@@ -170,6 +173,7 @@ class Run:
             weights = self.engine.mixing_weights()  # on every rank: gathering them is collective
             mixing["branches"] = list(self.config.model.mixed_branches)
             mixing["mixing"] = [[round(w, 5) for w in layer] for layer in weights]
+            mixing["branch_rms"] = self.engine.branch_rms()
         selected = self.engine.selected_shares()
         waited, peak = self.ranks.largest(waited, peak_memory())
         self._record(
@@ -180,7 +184,7 @@ class Run:
             tokens=result.tokens,
             tokens_seen=self.state.tokens,
             tokens_per_s=rate,
-            mfu=rate * self._flops_per_token() / self.peak_flops,
+            mfu=metrics.utilisation(rate * self._flops_per_token(), self.peak_flops),
             data_wait=waited,
             peak_memory=int(peak),
             **mixing,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -19,6 +20,8 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason = ""
+        self.since = 0.0
+        """When the wish came, by the monotonic clock [s]."""
         self._file: Path | None = None
         self._old: dict[signal.Signals, object] = {}
 
@@ -33,7 +36,7 @@ class StopFlag:
 
     def __bool__(self) -> bool:
         if not self.reason and self._file is not None and self._file.exists():
-            self.reason = self._file.name
+            self.reason, self.since = self._file.name, time.monotonic()
         return bool(self.reason)
 
     def __enter__(self) -> StopFlag:
@@ -46,4 +49,6 @@ class StopFlag:
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal gave us
 
     def _set(self, number: int, _: FrameType | None) -> None:
+        if not self.reason:
+            self.since = time.monotonic()
         self.reason = signal.Signals(number).name

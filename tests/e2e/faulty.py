@@ -1,13 +1,15 @@
 """`pha` that is spoilt at chosen steps.
 
 FAULTS="nan@5/1 spike@9 disk@8/1" is a NaN in step 5 of rank 1, a loss of fifty times its size in step 9 of every rank,
-and a disk that is full when rank 1 writes the checkpoint of step 8. Each happens once, also when a step is taken again.
+and a disk that is full when rank 1 writes the checkpoint of step 8; clock@7 and clock@7/back set the time eleven days
+on or back. Each happens once, also when a step is taken again.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import time
 from pathlib import Path
 
 from torch import Tensor
@@ -19,11 +21,13 @@ FACTORS = {"nan": float("nan"), "spike": 50.0}
 
 
 def main() -> None:
-    faults, full = {}, {}
+    faults, full, jumps = {}, {}, {}
     for text in os.environ["FAULTS"].split():
         kind, _, place = text.partition("@")
         step, _, rank = place.partition("/")
-        if kind == "disk":
+        if kind == "clock":
+            jumps[int(step)] = 1e6 if rank != "back" else -1e6
+        elif kind == "disk":
             full[f"step-{int(step):08d}"] = rank or os.environ.get("RANK", "0")
         else:
             faults[int(step)] = (FACTORS[kind], int(rank) if rank else None)
@@ -31,6 +35,10 @@ def main() -> None:
     now: dict[str, float] = {"factor": 1.0}
 
     def begin(self: Engine, step: int) -> None:
+        jump = jumps.pop(step + 1, 0.0)
+        if jump:
+            real = time.time
+            time.time = lambda: real() + jump
         factor, rank = faults.pop(step + 1, (1.0, None))
         now["factor"] = factor if rank in (None, self.ranks.world.rank) else 1.0
         begin_step(self, step)

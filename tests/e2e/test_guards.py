@@ -11,7 +11,9 @@ import pytest
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Loader
+from pretrain import metrics
 from pretrain.checkpoint import MANIFEST, MARKER, newest
+from pretrain.fence import Fence
 from pretrain.files import sha256
 from tests.conftest import write_corpus
 from tests.e2e.runs import pha, start, training, wait_for, write_config
@@ -93,6 +95,46 @@ def test_two_starts_of_one_run(tiny_dataset, tmp_path):
         fails_with(pha("train", config, *ALONE), "Another process is training the run")
         last = max(training(run))
         wait_for(first, lambda: max(training(run)) > last)
+
+
+def test_an_overtaken_start_publishes_nothing_more(tiny_dataset, tmp_path):
+    """As on a node that comes back: the lock is not seen, and a later start exists."""
+    run = tmp_path / "run"
+    config = write_config(tmp_path, tiny_dataset, run)
+    with start(run, config, "train.steps=100000", "eval.every=0", "checkpoint.every=5") as job:
+        wait_for(job, lambda: any((run / "checkpoints").glob("step-*")))
+        Fence.rise(run / "generations")
+        told = (run / "metrics.jsonl").read_bytes()
+        assert job.wait() == 77
+    more = (run / "metrics.jsonl").read_bytes().removeprefix(told)
+    assert more.count(b"\n") <= 2, "at most the record that was on its way"
+    note = json.loads((run / "exits" / "000001" / "rank-0.json").read_text())
+    assert note["kind"] == "overtaken" and "start 2" in note["words"]
+    last = newest(run / "checkpoints").step
+    assert start(run, config, f"train.steps={last + 2}", "eval.every=0").wait() == 0, "the run itself goes on"
+
+
+@pytest.mark.parametrize("phase", ["start", "validate", "save"])
+def test_sigterm_in_each_phase_saves_and_goes_on(phase, tiny_dataset, tmp_path):
+    run = tmp_path / "run"
+    config = write_config(tmp_path, tiny_dataset, run)
+    often = ("eval.every=2", "eval.sequences=64", "checkpoint.every=1", "train.steps=100000")
+
+    def at_phase() -> bool:
+        try:
+            return json.loads((run / "heartbeats" / "rank-0.json").read_text())["phase"] == phase
+        except (OSError, ValueError):
+            return False
+
+    with start(run, config, *often) as job:
+        wait_for(job, at_phase)
+        job.signal(signal.SIGTERM)
+        assert job.wait() == 75
+    (stop,) = [r for r in metrics.read(run / "metrics.jsonl") if r.get("event") == "stop"]
+    assert stop["reason"] == "SIGTERM" and 0 <= stop["seconds"] < 60
+    step = newest(run / "checkpoints").step
+    assert start(run, config, *often[:3], f"train.steps={step + 1}").wait() == 0
+    assert list(training(run)) == list(range(1, step + 2))
 
 
 def test_the_rank_that_failed_first_is_the_one_that_speaks(tiny_dataset, tmp_path, capfd):

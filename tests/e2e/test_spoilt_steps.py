@@ -78,3 +78,12 @@ def test_a_disk_that_is_full_for_a_while_costs_a_checkpoint_and_not_the_run(tiny
     assert 8 <= failed["step"] <= 12 and "step 8 could not be written" in failed["problem"]
     assert not list((run / "checkpoints").glob(".writing-*"))
     assert list(training(run)) == list(range(1, 21))
+
+
+@pytest.mark.parametrize("fault", ["clock@7", "clock@7/back"])
+def test_a_clock_that_jumps_changes_nothing(fault, tiny_dataset, tmp_path, monkeypatch):
+    overrides = ("train.steps=12", "eval.every=0", "watchdog.step_s=60", "checkpoint.minutes=60")
+    run, code = run_with(fault, tmp_path, tiny_dataset, monkeypatch, *overrides, ranks=1)
+    assert code == 0
+    assert list(training(run)) == list(range(1, 13))
+    assert [c.step for c in CheckpointStore(run / "checkpoints").all()] == [8, 12]

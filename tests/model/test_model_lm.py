@@ -261,3 +261,22 @@ def test_negative_recomputation_is_refused(build: Build) -> None:
 def test_a_model_needs_a_vocabulary(build: Build) -> None:
     with pytest.raises(ModelError, match="vocab_size is not set"):
         build(vocab_size=None)
+
+
+def test_branches_are_measured_while_they_are_watched(build: Build) -> None:
+    model = build()
+    tokens = torch.randint(0, 61, (2, 9))
+    model(tokens, labels=tokens)
+    assert model.branch_rms().numel() == 0
+    seen: list[Tensor] = []
+    for part in model.layers[1].parts:
+        hook = lambda _, __, out: seen.append(out.detach().square().mean().sqrt())  # noqa: E731
+        model.layers[1].get_submodule(part).register_forward_hook(hook)
+    model.watch_branches(True)
+    loss = model(tokens, labels=tokens)
+    found = model.branch_rms()
+    assert found.shape == (2, 3) and not found.requires_grad
+    torch.testing.assert_close(found[1], torch.stack(seen))
+    model.watch_branches(False)
+    assert torch.equal(model(tokens, labels=tokens), loss)
+    assert build(architecture="mamba2").branch_rms().numel() == 0

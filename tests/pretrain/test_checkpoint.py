@@ -8,6 +8,7 @@ import pytest
 from pretrain.checkpoint import MANIFEST, MARKER, Checkpoint, CheckpointStore, newest, step_of
 from pretrain.config import CheckpointConfig
 from pretrain.errors import RunError
+from pretrain.files import sha256
 from pretrain.state import CheckpointInfo, TrainState
 
 
@@ -166,3 +167,12 @@ def test_a_conversion_that_died_leaves_nothing_in_the_way(store):
     assert store.elastic(checkpoint) is None and store.latest() == checkpoint
     kept = elastic(store, checkpoint)
     assert not (kept / "half").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "zero/../../outside"])
+def test_a_manifest_cannot_point_outside(store, tmp_path, name):
+    checkpoint = save(store, 10)
+    (tmp_path / "outside").write_bytes(b"x")
+    (checkpoint.path / MANIFEST).write_text(json.dumps({name: {"bytes": 1, "sha256": sha256(tmp_path / "outside")}}))
+    (checkpoint.path / MARKER).write_text(sha256(checkpoint.path / MANIFEST))
+    assert checkpoint.problems() == [f"{name} is not a place in it"]

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
+
+import pytest
 
 from pretrain import metrics
 
@@ -51,3 +54,13 @@ def test_throughput_counts_only_the_time_inside_steps(monkeypatch):
     throughput.stop(tokens=100, waited_s=0.5)
     assert throughput.reading() == (50.0, 0.25)
     assert throughput.reading() == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("reached", "peak", "share"), [(1e9, 4e9, 0.25), (0, 1, 0), (1, 1, 1)])
+def test_utilisation(reached, peak, share):
+    assert metrics.utilisation(reached, peak) == share
+
+
+@pytest.mark.parametrize(("reached", "peak"), [(5e9, 4e9), (1, 0), (-1, 1), (float("nan"), 1)])
+def test_a_utilisation_that_cannot_be_is_none(reached, peak):
+    assert math.isnan(metrics.utilisation(reached, peak))
