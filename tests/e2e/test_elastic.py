@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.checkpoint import CheckpointStore
-from tests.e2e.runs import CONFIG, start, training, write_config
+from pretrain.checkpoint import Checkpoint, CheckpointStore
+from tests.e2e.runs import CONFIG, start, training, wait_for, write_config
 
 # Without dropout, whose numbers are drawn by each rank for itself. 12 sequences divide by 1, 2, 3 and 4 ranks.
 ELASTIC = (
@@ -64,3 +64,16 @@ def test_other_ranks_and_stages_go_on_alike(reference, config, tmp_path, ranks, 
     if stage == 0:
         again = go_on(run, config, tmp_path / "again", 2, 1, at=16)
         assert_like(again, reference, after=16)
+
+
+def test_a_kill_in_the_conversion_leaves_nothing_in_the_way(reference, config, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    arguments = (config, f"run_dir={run}", "train.zero_stage=2", "train.steps=30")
+    with start(run, *arguments, ranks=1) as job:
+        wait_for(job, lambda: any((run / "checkpoints").glob(".writing-*.elastic")))
+        job.kill()
+    assert start(run, *arguments, ranks=1).wait() == 0
+    assert max(training(run)) == 30
+    kept = run / "checkpoints" / "step-00000028.elastic"
+    assert Checkpoint(kept).problems() == []
