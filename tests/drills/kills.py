@@ -77,7 +77,8 @@ def _wait(job, seconds: float) -> int | None:
 
 
 def _phase(run: Path) -> str:
-    if any((run / "checkpoints").glob(".writing-*")):
+    starts = sorted(path.stem for path in (run / "generations").glob("*.json"))
+    if starts and any((run / "checkpoints").glob(f".writing-{starts[-1]}-*")):  # not what an earlier start left
         return "while a checkpoint is written"
     try:
         phase = json.loads((run / "heartbeats" / "rank-0.json").read_text())["phase"]
