@@ -27,7 +27,7 @@ class Heartbeat:
         return self._phase
 
     def beat(self, phase: str, step: int) -> None:
-        """Says that this rank is alive, in `phase` (start, train, validate, save, done) at `step`."""
+        """Says that this rank is alive, in `phase` (start, load, convert, train, validate, save, done) at `step`."""
         now, self.last_seen = time.time(), time.monotonic()
         if phase == self._phase and now - self._last < 1.0:
             return

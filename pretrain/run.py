@@ -253,6 +253,7 @@ class Run:
 
     def roll_back(self) -> Loader:
         """Back to the newest checkpoint; the data goes on behind the batch that was read last."""
+        self.heartbeat.beat("load", self.state.step)
         found = self.saving.newest()
         if found is None or self.saving.moved(info := found.info()):
             raise RunFailed(
