@@ -114,6 +114,7 @@ class CheckpointStore:
         Damaged ones that are newer are named, skipped and kept under another name. Raises RunError when every
         checkpoint is damaged: to start from nothing then is a decision for a person.
         """
+        self._mend_exchange()
         damaged: list[tuple[Checkpoint, str]] = []
         for checkpoint in reversed(self.all()):
             problems = checkpoint.problems()
@@ -129,6 +130,14 @@ class CheckpointStore:
                 "folder to start the run from nothing."
             )
         return None
+
+    def _mend_exchange(self) -> None:
+        """A kill between the two renames of `commit` leaves the newest step without its name: give it back."""
+        newest_step = max((checkpoint.step for checkpoint in self.all()), default=-1)
+        for path in sorted(self.directory.glob("step-*.superseded-*"), reverse=True):
+            own = path.with_name(path.name.partition(".")[0])
+            if _NAME.fullmatch(own.name) and not own.exists() and step_of(own) > newest_step:
+                path.rename(own)
 
     def _set_aside(self, checkpoint: Checkpoint, why: str) -> None:
         aside = _free_name(checkpoint.path.with_name(checkpoint.path.name + ".damaged"))
@@ -164,7 +173,10 @@ class CheckpointStore:
             final.rename(_free_name(final.with_name(final.name + ".superseded")))
         folder.rename(final)
         sync(self.directory)
-        self._prune()
+        try:
+            self._prune()
+        except OSError as error:  # somebody reads an old one: the new one is there all the same
+            log.warning("An old checkpoint could not be removed (%s); it is tried again at the next.", error)
         return Checkpoint(final)
 
     def abandon(self, step: int) -> None:

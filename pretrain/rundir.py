@@ -141,7 +141,12 @@ class RunDirectory:
         """The run's resolved config. Raises RunError when this is no run directory."""
         if not self.config.is_file():
             raise RunError(f"{self.path} is not a run directory (no config.yaml in it); `pha train` makes one.")
-        return config_file.load(self.config)
+        config = config_file.load(self.config)
+        if config.model.architecture == "pha" and "in_projections:" not in self.config.read_text(encoding="utf-8"):
+            # Older than the setting: its weights have the names of separate matrices.
+            separate = config.model.model_copy(update={"in_projections": "separate"})
+            return config.model_copy(update={"model": separate})
+        return config
 
 
 def config_hash(config: RunConfig) -> str:

@@ -128,9 +128,9 @@ class Saving:
 
         Raises RunFailed where the weights are not finite, and where a disk has refused too many checkpoints in a row.
         """
-        self.finish()
         step, is_main = state.step, self.ranks.world.is_main
-        self.heartbeat.beat("save", step)
+        self.heartbeat.beat("save", step)  # before the wait for the last one, which is part of saving
+        self.finish()
         fingerprint = self.fingerprint(engine, state, self.ranks.world.size)
         if not math.isfinite(fingerprint):
             raise RunFailed(
@@ -178,6 +178,7 @@ class Saving:
 
     def require_saved(self, step: int) -> None:
         """Waits for all writing. Raises RunFailed unless the checkpoint of this step is there: it was the last one."""
+        self.heartbeat.beat("save", step)
         self.finish()
         there = not self.ranks.world.is_main or any(kept.step == step for kept in self.store.all())
         if not self.ranks.all_true(there):

@@ -68,13 +68,15 @@ class Watchdog:
 
     def _end(self, words: str) -> None:
         stacks = self.logs / f"stacks-rank-{self.heartbeat.rank}.txt"
-        with stacks.open("a", encoding="utf-8") as file:
-            file.write(f"{words}\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
-        log.error("%s; the stacks are in %s. Start the run again and it continues.", words, stacks)
-        exits.note(EXIT_REQUEUE, words, kind="hang")
-        self._leave(EXIT_REQUEUE)
+        try:
+            with stacks.open("a", encoding="utf-8") as file:
+                file.write(f"{words}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+            log.error("%s; the stacks are in %s. Start the run again and it continues.", words, stacks)
+            exits.note(EXIT_REQUEUE, words, kind="hang")
+        finally:  # a full disk must not keep a hung rank alive
+            self._leave(EXIT_REQUEUE)
 
     def _behind(self) -> str:
         """Who is furthest behind, by the files of all ranks."""
@@ -83,7 +85,7 @@ class Watchdog:
             try:
                 beat = json.loads(path.read_text(encoding="utf-8"))
                 found.append((beat["step"], beat["time"], beat["rank"], beat["host"], beat["phase"]))
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, TypeError):
                 continue
         if not found:
             return "no rank has left a sign of life"

@@ -176,3 +176,11 @@ def test_a_manifest_cannot_point_outside(store, tmp_path, name):
     (checkpoint.path / MANIFEST).write_text(json.dumps({name: {"bytes": 1, "sha256": sha256(tmp_path / "outside")}}))
     (checkpoint.path / MARKER).write_text(sha256(checkpoint.path / MANIFEST))
     assert checkpoint.problems() == [f"{name} is not a place in it"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(store):
+    save(store, 10)
+    again = save(store, 20)
+    again.path.rename(again.path.with_name("step-00000020.superseded-1"))
+    assert store.latest() == again
+    assert again.problems() == []
