@@ -77,8 +77,8 @@ def mean_weights(files: Sequence[Path]) -> dict[str, Tensor]:
 def _best(directory: RunDirectory, wanted: int) -> list[Checkpoint]:
     known = []
     for checkpoint in CheckpointStore(directory.checkpoints).all():
-        loss = checkpoint.info().validation_loss
-        if loss is not None and not checkpoint.problems():
+        loss = None if checkpoint.problems() else checkpoint.info().validation_loss
+        if loss is not None:
             known.append((loss, checkpoint.step, checkpoint))
     if len(known) < wanted:
         raise RunError(

@@ -161,9 +161,15 @@ class CheckpointStore:
         folder.mkdir(parents=True)
         return folder
 
-    def commit(self, step: int, info: CheckpointInfo) -> Checkpoint:
-        """Hashes what all ranks have written, marks it, renames it, and removes what the rules do not keep."""
+    def commit(self, step: int, info: CheckpointInfo, written: int = 0) -> Checkpoint:
+        """Hashes what all ranks have written, marks it, renames it, and removes what the rules do not keep.
+
+        Raises OSError where fewer files are seen than were `written`, as a network file system's cache may have it.
+        """
         folder, final = self.pending(step), self.directory / f"step-{step:08d}"
+        seen = sum(path.is_file() for path in folder.rglob("*"))
+        if seen < written:
+            raise OSError(f"{seen} of {written} files are seen in {folder}")
         write_json(folder / STATE, info.model_dump())
         _seal(folder)
         if self.fence is not None:

@@ -63,8 +63,11 @@ class Hooks(Protocol):
     def save(self) -> None:
         """A checkpoint is due."""
 
-    def roll_back(self) -> Loader:
-        """Brings weights and state back to the last checkpoint, and the data to what follows the batch just read."""
+    def roll_back(self) -> Loader | None:
+        """Brings weights and state back to the last checkpoint, and the data to what follows the batch just read.
+
+        None where there is nothing to go back to: the step was left out, and the run goes on.
+        """
 
 
 class Trainer:
@@ -100,8 +103,8 @@ class Trainer:
                 result = self._step()
                 self.hooks.after_step(result, self.throughput)
                 stop, timed = result.stop, result.save
-                if result.rollback:
-                    self.loader = self.hooks.roll_back()
+                if result.rollback and (loader := self.hooks.roll_back()) is not None:
+                    self.loader = loader
                     continue
                 if self._validation_due() and not stop:
                     stop = not self.hooks.validate()

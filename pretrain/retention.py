@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from pretrain.config import CheckpointConfig
@@ -17,7 +18,7 @@ def kept(checkpoints: Iterable[tuple[int, float | None]], rules: CheckpointConfi
     """
     known = sorted(checkpoints)
     steps = [step for step, _ in known]
-    best = sorted((loss, step) for step, loss in known if loss is not None)[: rules.keep_best]
+    best = sorted((loss, step) for step, loss in known if loss is not None and math.isfinite(loss))[: rules.keep_best]
     chosen = {*steps[-rules.keep :], *(step for _, step in best)}
     if rules.keep_every is not None:
         chosen |= {step for step in steps if step % rules.keep_every == 0}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from data_pipeline.corpus import Corpus
+from data_pipeline.errors import DataError
 from data_pipeline.loader import Loader
 from data_pipeline.provenance import documents_of
 from data_pipeline.stream import Stream
@@ -41,6 +42,9 @@ from pretrain.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
+KEPT_BY_ROLLBACK = ("guard", "sequences", "data", "restarts", "wandb_id")
+"""Of the state: where the data goes on, and what belongs to this start and not to the weights."""
+
 
 def train(config: RunConfig) -> int:
     """Trains (or goes on training) this run as one of its ranks; returns the exit code.
@@ -68,6 +72,7 @@ def train(config: RunConfig) -> int:
             directory.check(config)
             if directory.stop.exists():
                 raise RunError(f"{directory.stop} asks this run not to train; remove that file to go on.")
+            directory.forget_heartbeats()
             generation = Fence.rise(directory.generations).generation
         stop.watch(directory.stop)
         ranks = Ranks(world, config.train.timeout_s)
@@ -79,9 +84,10 @@ def train(config: RunConfig) -> int:
         heartbeat.beat("start", 0)
         stack.enter_context(Watchdog(config.watchdog, heartbeat, directory.logs))
         code = Run(config, directory, dataset, ranks, stop, fence, heartbeat, startup).go()
-        exits.note(code, stop.reason or "the run has reached its last step")
+        ended = "the run has reached its last step" if code == EXIT_DONE else "another rank was asked to stop"
+        exits.note(code, stop.reason or ended)
         ranks.close()
-    if code == EXIT_DONE and world.is_main:
+    if code == EXIT_DONE and world.is_main and not directory.stop.exists():
         write_sample(config)
     return code
 
@@ -200,7 +206,9 @@ class Run:
         """An event with what was read: sequences, and the hashes by which `pha data show` finds the documents."""
         read = range(self.state.sequences - self._sequences_of(self.state.step), self.state.sequences)
         values = {"loss": result.loss, "grad_norm": result.grad_norm, "sequences": [read.start, read.stop]}
-        found = documents_of(self._stream(), read) if self.world.is_main else []
+        found: list[str] = []
+        with contextlib.suppress(DataError):  # a list for people, which must not end the run
+            found = documents_of(self._stream(), read) if self.world.is_main else []
         self._record("event", event=result.verdict.value, documents=found, **values)
         log.warning(
             "Step %d leaves the weights alone: %s (loss %.4g).", self.state.step, result.verdict.value, result.loss
@@ -251,23 +259,25 @@ class Run:
         self.saving.save(self.engine, self.state)
         self._record("event", event="checkpoint", stall_s=round(time.perf_counter() - started, 4))
 
-    def roll_back(self) -> Loader:
-        """Back to the newest checkpoint; the data goes on behind the batch that was read last."""
+    def roll_back(self) -> Loader | None:
+        """Back to the newest checkpoint; the data goes on behind the batch that was read last. None without one."""
         self.heartbeat.beat("load", self.state.step)
         found = self.saving.newest()
         if found is None or self.saving.moved(info := found.info()):
+            if self.state.guard.in_a_row <= self.config.guards.max_skips:
+                log.warning("There is no checkpoint of these ranks to go back to: the step is left out instead.")
+                return None
             raise RunFailed(
                 f"The run {self.directory.path} should go back to its last checkpoint, but has none that these ranks "
                 "wrote; lower optim.lr, and start the run again."
             )
-        left, guard, sequences, restarts = self.state.step, self.state.guard, self.state.sequences, self.state.restarts
+        left, guard = self.state.step, self.state.guard
         self.loader.close()
         self.saving.load(found, info, self.engine)
         for name, value in info.state:
-            setattr(self.state, name, value)
-        kept = [*info.state.guard.losses]
-        guard.rollbacks, guard.in_a_row, guard.losses = guard.rollbacks + 1, 0, kept
-        self.state.guard, self.state.sequences, self.state.restarts = guard, sequences, restarts
+            if name not in KEPT_BY_ROLLBACK:
+                setattr(self.state, name, value)
+        guard.rollbacks, guard.in_a_row, guard.losses = guard.rollbacks + 1, 0, [*info.state.guard.losses]
         if self.metrics is not None:
             self.metrics.close()
             metrics.rewind(self.directory.metrics, self.state.step)
@@ -291,6 +301,7 @@ class Run:
         self.state.restarts += 1
         if self._data_changed(info):
             self.state.data = data_plan.next_epoch(self.config, self.dataset, self.state)
+            self.state.guard.losses = []  # of other data
             log.warning("The data is not what %s was trained on; going on with its next epoch.", checkpoint.path)
             return
         self.state.data.made_with = data_plan.identity(self.config, self.dataset)

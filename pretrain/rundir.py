@@ -97,6 +97,11 @@ class RunDirectory:
                 "give this user the right to write there, or set run_dir to another place."
             ) from None
 
+    def forget_heartbeats(self) -> None:
+        """Removes those of earlier starts, whose ranks may have been more."""
+        for path in self.heartbeats.glob("rank-*.json"):
+            path.unlink(missing_ok=True)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Inside, this process is the only one that runs this run (on file systems with flock).

@@ -39,6 +39,8 @@ class _Pending:
     """A checkpoint that is on its way to the disk."""
 
     info: CheckpointInfo
+    files: int
+    """That all ranks write."""
     writing: Task
     committing: Task | None = None
 
@@ -65,7 +67,7 @@ class Saving:
         heartbeat: Heartbeat,
     ) -> None:
         self.config, self.directory, self.dataset, self.ranks = config, directory, dataset, ranks
-        self.fence, self.heartbeat = fence, heartbeat
+        self.heartbeat = heartbeat
         self.store = CheckpointStore(directory.checkpoints, config.checkpoint, fence)
         self._pending: _Pending | None = None
         self._failures = 0
@@ -147,11 +149,12 @@ class Saving:
             with engine.gathered():
                 if is_main:
                     files[folder / WEIGHTS] = weights_bytes(engine.module)
-        except (OSError, RuntimeError) as error:
+        except OSError as error:  # any other error is no disk's: a rank that is gone, or no memory
             self.store.abandon(step)
             raise RunFailed(self._problem(step, error)) from error
         info = self._info(state.model_copy(deep=True), fingerprint)
-        self._pending = _Pending(info, Task(functools.partial(write_files, files)))
+        (count,) = self.ranks.sum(len(files))
+        self._pending = _Pending(info, int(count), Task(functools.partial(write_files, files)))
         if not self.config.checkpoint.background:
             self.finish()
 
@@ -189,7 +192,8 @@ class Saving:
         if failed:
             self._give_up(pending.step, self._problem(pending.step, pending.writing.error or "another rank's disk"))
         elif self.ranks.world.is_main and pending.committing is None:
-            pending.committing = Task(functools.partial(self.store.commit, pending.step, pending.info))
+            commit = functools.partial(self.store.commit, pending.step, pending.info, pending.files)
+            pending.committing = Task(commit)
         elif committed:
             error = pending.committing.error if pending.committing is not None else None
             if isinstance(error, RunError):  # this start of the run has been overtaken
@@ -242,7 +246,7 @@ class Saving:
         last = f"the checkpoint of step {kept[-1].step} is whole" if kept else "there is no earlier checkpoint"
         return (
             f"The checkpoint of step {step} could not be written to {self.directory.checkpoints} ({reason}); {last}: "
-            "free some space or mend the permissions, and start the run again."
+            "free some space or mend the permissions."
         )
 
     def _info(self, state: TrainState, fingerprint: float) -> CheckpointInfo:

@@ -50,5 +50,4 @@ class StopFlag:
 
     def _set(self, number: int, _: FrameType | None) -> None:
         if not self.reason:
-            self.since = time.monotonic()
-        self.reason = signal.Signals(number).name
+            self.reason, self.since = signal.Signals(number).name, time.monotonic()

@@ -25,6 +25,8 @@ from pretrain.heartbeat import Heartbeat
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+LAST_WORDS_S = 30.0
+"""So long a rank that is ended may take to say why."""
 
 
 class Watchdog:
@@ -50,25 +52,32 @@ class Watchdog:
 
     def overdue(self) -> str:
         """What has taken too long, in words; empty while all is well."""
-        phase, silent = self.heartbeat.phase, time.monotonic() - self.heartbeat.last_seen
-        limit = self.limits.of(phase)
-        if limit == 0 or silent <= limit:
+        if not self._late():
             return ""
+        phase, silent = self.heartbeat.phase, time.monotonic() - self.heartbeat.last_seen
         return (
             f"Rank {self.heartbeat.rank} has been silent for {silent:.0f} s in phase {phase}, whose limit is "
-            f"{limit:g} s (watchdog.{self.limits.name(phase)}); {self._behind()}"
+            f"{self.limits.of(phase):g} s (watchdog.{self.limits.name(phase)}); {self._behind()}"
         )
+
+    def _late(self) -> bool:
+        limit = self.limits.of(self.heartbeat.phase)
+        return 0 < limit < time.monotonic() - self.heartbeat.last_seen
 
     def _watch(self) -> None:
         while not self._ended.wait(TICK_S):
-            words = self.overdue()
-            if words:
-                self._end(words)
+            if self._late():
+                self._end()
                 return
 
-    def _end(self, words: str) -> None:
+    def _end(self) -> None:
+        # A file system that hangs, which may be why nothing goes on, must not keep the rank alive either.
+        last_resort = threading.Timer(LAST_WORDS_S, self._leave, [EXIT_REQUEUE])
+        last_resort.daemon = True
+        last_resort.start()
         stacks = self.logs / f"stacks-rank-{self.heartbeat.rank}.txt"
         try:
+            words = self.overdue()
             with stacks.open("a", encoding="utf-8") as file:
                 file.write(f"{words}\n")
                 file.flush()
@@ -76,6 +85,7 @@ class Watchdog:
             log.error("%s; the stacks are in %s. Start the run again and it continues.", words, stacks)
             exits.note(EXIT_REQUEUE, words, kind="hang")
         finally:  # a full disk must not keep a hung rank alive
+            last_resort.cancel()
             self._leave(EXIT_REQUEUE)
 
     def _behind(self) -> str:

@@ -11,18 +11,15 @@ from pathlib import Path
 
 from pretrain.checkpoint import newest
 from pretrain.files import sha256
+from tests.e2e import runs
 from tests.e2e.runs import start, training, validation, write_config
 
 # Little training between many validations and checkpoints, so that kills hit all of them.
-CONFIG = """
-model: {preset: pha-nano, dropout: 0.1}
-data: {seq_len: 32}
-optim: {lr: 3.0e-3, schedule: {warmup_steps: 3}}
-train: {steps: 60, global_batch: 8, micro_batch: 2, zero_stage: 2, threads: 1, timeout_s: 120}
-eval: {every: 3, sequences: 64, batch: 4}
-checkpoint: {every: 2, keep: 2}
-logging: {every: 1, wandb: disabled}
-"""
+CONFIG = (
+    runs.CONFIG.replace("steps: 14", "steps: 60")
+    .replace("eval: {every: 6, sequences: 16", "eval: {every: 3, sequences: 64")
+    .replace("checkpoint: {every: 4", "checkpoint: {every: 2")
+)
 
 
 @dataclass

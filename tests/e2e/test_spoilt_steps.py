@@ -59,6 +59,14 @@ def test_a_spike_takes_the_run_back_and_past_the_batch(tiny_dataset, tmp_path, m
     assert '"event": "spike"' in kept, "what was seen before the rollback is not lost"
 
 
+def test_a_spike_before_the_first_checkpoint_is_left_out(tiny_dataset, tmp_path, monkeypatch):
+    overrides = ("guards.spike=rollback", "eval.every=0", "checkpoint.every=16", "train.steps=18")
+    run, code = run_with("spike@11", tmp_path, tiny_dataset, monkeypatch, *overrides, ranks=1)
+    assert code == 0
+    assert list(training(run)) == list(range(1, 19))
+    assert len(events(run, "spike")) == 1 and not events(run, "rollback")
+
+
 def test_a_loss_that_stays_spoilt_ends_the_run(tiny_dataset, tmp_path, monkeypatch, capfd):
     faults = " ".join(f"nan@{step}" for step in range(5, 9))
     run, code = run_with(faults, tmp_path, tiny_dataset, monkeypatch, "guards.max_skips=2", ranks=1)

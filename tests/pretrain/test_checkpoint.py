@@ -184,3 +184,10 @@ def test_a_kill_between_the_two_renames_loses_nothing(store):
     again.path.rename(again.path.with_name("step-00000020.superseded-1"))
     assert store.latest() == again
     assert again.problems() == []
+
+
+def test_fewer_files_than_were_written_are_no_checkpoint(store):
+    (store.begin(10) / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(OSError, match="1 of 3 files are seen"):
+        store.commit(10, info(10), written=3)
+    assert store.all() == []

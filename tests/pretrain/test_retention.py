@@ -27,6 +27,10 @@ def test_of_equal_losses_the_older_is_the_better():
     assert kept([(1, 2.0), (2, 2.0), (3, 9.0)], CheckpointConfig(keep=1, keep_best=1)) == {1, 3}
 
 
+def test_a_loss_that_is_no_number_is_not_the_best():
+    assert kept([(1, float("nan")), (2, 2.0), (3, 9.0)], CheckpointConfig(keep=1, keep_best=1)) == {2, 3}
+
+
 @given(
     st.dictionaries(st.integers(1, 60), st.one_of(st.none(), st.floats(0, 9)), max_size=20),
     st.integers(1, 4),

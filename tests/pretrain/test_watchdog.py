@@ -75,3 +75,13 @@ def test_it_writes_the_stacks_and_the_reason_and_leaves(heartbeat, tmp_path, mon
     stacks = (tmp_path / "stacks-rank-0.txt").read_text()
     assert "has been silent" in stacks and "test_it_writes_the_stacks" in stacks
     assert json.loads((tmp_path / "exits" / "000001" / "rank-0.json").read_text())["kind"] == "hang"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the process would be gone
+def test_a_disk_that_refuses_does_not_keep_a_hung_rank_alive(heartbeat, tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog, "TICK_S", 0.01)
+    left = threading.Event()
+    heartbeat.beat("train", 3)
+    heartbeat.last_seen = time.monotonic() - 99
+    with Watchdog(LIMITS, heartbeat, tmp_path / "missing", lambda code: left.set()):
+        assert left.wait(30)
