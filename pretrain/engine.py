@@ -23,6 +23,7 @@ from pretrain.deepspeed_config import deepspeed_config
 from pretrain.distributed import Ranks
 from pretrain.elastic import give_optimizer
 from pretrain.errors import RunError
+from pretrain.extensions import compiling
 from pretrain.hardware import require_compiler
 from pretrain.initial import Initial
 from pretrain.optim import parameter_groups
@@ -260,7 +261,8 @@ class Engine:
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         try:
-            optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
+            with compiling():
+                optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
         except Exception as error:
             raise RunError(
                 f"DeepSpeedCPUAdam could not be compiled ({str(error).splitlines()[0]}); install g++ and ninja, "
