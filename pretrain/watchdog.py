@@ -52,8 +52,9 @@ class Watchdog:
 
     def overdue(self) -> str:
         """What has taken too long, in words; empty while all is well."""
-        if not self._late():
-            return ""
+        return self._words() if self._late() else ""
+
+    def _words(self) -> str:
         phase, silent = self.heartbeat.phase, time.monotonic() - self.heartbeat.last_seen
         return (
             f"Rank {self.heartbeat.rank} has been silent for {silent:.0f} s in phase {phase}, whose limit is "
@@ -75,18 +76,25 @@ class Watchdog:
         last_resort = threading.Timer(LAST_WORDS_S, self._leave, [EXIT_REQUEUE])
         last_resort.daemon = True
         last_resort.start()
+        try:
+            words = self._words()
+            log.error("%s; %s. Start the run again and it continues.", words, self._write_stacks(words))
+            exits.note(EXIT_REQUEUE, words, kind="hang")
+        finally:
+            last_resort.cancel()
+            self._leave(EXIT_REQUEUE)
+
+    def _write_stacks(self, words: str) -> str:
+        """Returns where they are, or why they are nowhere: a full disk must not cost the words as well."""
         stacks = self.logs / f"stacks-rank-{self.heartbeat.rank}.txt"
         try:
-            words = self.overdue()
             with stacks.open("a", encoding="utf-8") as file:
                 file.write(f"{words}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-            log.error("%s; the stacks are in %s. Start the run again and it continues.", words, stacks)
-            exits.note(EXIT_REQUEUE, words, kind="hang")
-        finally:  # a full disk must not keep a hung rank alive
-            last_resort.cancel()
-            self._leave(EXIT_REQUEUE)
+        except OSError as error:
+            return f"the stacks could not be written ({error})"
+        return f"the stacks are in {stacks}"
 
     def _behind(self) -> str:
         """Who is furthest behind, by the files of all ranks."""

@@ -77,11 +77,11 @@ def test_it_writes_the_stacks_and_the_reason_and_leaves(heartbeat, tmp_path, mon
     assert json.loads((tmp_path / "exits" / "000001" / "rank-0.json").read_text())["kind"] == "hang"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the process would be gone
-def test_a_disk_that_refuses_does_not_keep_a_hung_rank_alive(heartbeat, tmp_path, monkeypatch):
+def test_a_disk_that_refuses_does_not_keep_a_hung_rank_alive(heartbeat, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(watchdog, "TICK_S", 0.01)
     left = threading.Event()
     heartbeat.beat("train", 3)
     heartbeat.last_seen = time.monotonic() - 99
     with Watchdog(LIMITS, heartbeat, tmp_path / "missing", lambda code: left.set()):
         assert left.wait(30)
+    assert "has been silent" in caplog.text and "could not be written" in caplog.text, "the words are not lost"
