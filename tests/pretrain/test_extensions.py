@@ -35,15 +35,18 @@ def start(program: str, folder: Path) -> subprocess.Popen[str]:
 
 
 def test_the_lock_of_a_killed_build_goes_with_it_and_that_of_a_living_one_does_not(tmp_path: Path) -> None:
-    with start(HOLD, tmp_path) as holder, start(ASK, tmp_path) as waiter:
-        assert holder.stdout is not None and waiter.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        assert waiter.stdout.readline() == "asks\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            waiter.wait(1)
-        holder.send_signal(signal.SIGKILL)
-        assert waiter.stdout.readline() == "free\n"
-        assert waiter.wait(60) == 0
+    with start(HOLD, tmp_path) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            with start(ASK, tmp_path) as waiter:  # only now: the other one holds the lock
+                assert waiter.stdout is not None and waiter.stdout.readline() == "asks\n"
+                with pytest.raises(subprocess.TimeoutExpired):
+                    waiter.wait(1)
+                holder.send_signal(signal.SIGKILL)
+                assert waiter.stdout.readline() == "free\n"
+                assert waiter.wait(60) == 0
+        finally:
+            holder.kill()
 
 
 @pytest.mark.parametrize("given", [True, False])
