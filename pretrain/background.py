@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ class Task:
 
     def __init__(self, work: Callable[[], object]) -> None:
         self.error: Exception | None = None
+        self.began, self.ended = time.perf_counter(), float("inf")
+        """By the performance counter [s]."""
         self._work = work
         self._thread = threading.Thread(target=self._run, daemon=True)  # it must not keep a dying process alive
         self._thread.start()
@@ -30,6 +33,8 @@ class Task:
             self._work()
         except Exception as error:
             self.error = error
+        finally:
+            self.ended = time.perf_counter()
 
 
 def write_files(files: dict[Path, bytes]) -> None:

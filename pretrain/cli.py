@@ -17,7 +17,15 @@ from model.errors import ModelError
 from pretrain.cli_bench import bench_app
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
-from pretrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_FATAL, EXIT_PEER_LOST, RunError
+from pretrain.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_DONE,
+    EXIT_FATAL,
+    EXIT_PEER_LOST,
+    RunError,
+    lost_a_peer,
+    out_of_memory,
+)
 
 app = typer.Typer(
     name="pha",
@@ -31,8 +39,6 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 
-# How the libraries say that a collective failed because a rank is gone.
-COLLECTIVE_FAILED = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
 
@@ -52,17 +58,28 @@ def main() -> None:
         advice = "check the disk's space and permissions, and start again"
         _leave(f"error: {where}{error.strerror or error}; {advice}.", EXIT_BAD_INPUT)
     except Exception as error:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(word in str(error) for word in COLLECTIVE_FAILED):
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and lost_a_peer(error):
             _leave(f"error: another rank left ({str(error).splitlines()[0]}); its own log tells why.", EXIT_PEER_LOST)
+        if out_of_memory(error):
+            _leave(_no_memory(error), EXIT_FATAL, kind="out of memory")
         _leave(traceback.format_exc(), EXIT_FATAL)  # a mistake of ours: the traceback is what is needed to mend it
 
 
-def _leave(words: str, code: int) -> None:
+def _no_memory(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    rank = f"rank {os.environ['RANK']}" if "RANK" in os.environ else "this process"
+    return (
+        f"error: {rank} is out of memory ({reason}); lower train.micro_batch or data.seq_len, or set "
+        "train.recompute.mode=full or a higher train.zero_stage, and start again: the last checkpoint is untouched."
+    )
+
+
+def _leave(words: str, code: int, kind: str = "") -> None:
     """Ends the process at once: a rank that cannot go on must not wait for the others while it tidies up."""
     print(words, file=sys.stderr, flush=True)
     sys.stdout.flush()
     if "pretrain.exits" in sys.modules:  # a rank that has joined its run
-        sys.modules["pretrain.exits"].note(code, words)
+        sys.modules["pretrain.exits"].note(code, words, kind)
     record = logging.makeLogRecord({"name": "pha", "levelname": "ERROR", "msg": words})
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # the rank's own log; the terminal has it already

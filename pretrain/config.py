@@ -222,6 +222,9 @@ class CheckpointConfig(Section):
     """One is written too when so long has passed since the last."""
     background: bool = True
     """Training goes on while a snapshot in memory, as large as a rank's part of the checkpoint, is written."""
+    grace_s: float | None = Field(None, gt=0)
+    """Seconds between a request to stop and SIGKILL where the run lives (Slurm: KillWait); a checkpoint that has taken
+    longer is told as an event, since a stop would lose it."""
     keep: int = Field(3, ge=1)
     """The newest so many are kept."""
     keep_every: int | None = Field(None, ge=1)
@@ -343,6 +346,13 @@ class RunConfig(Section):
     def logs_step(self, step: int) -> bool:
         """Whether the training record of this step, counted from 1, is written."""
         return step % self.logging.every == 0 or step in (1, self.train.steps)
+
+    @property
+    def data_changes(self) -> set[int]:
+        """The steps (from 0, which is none of them) that begin another batch size, sequence length or mixture."""
+        entries = [*self.batches, *changes(self.data.seq_len)]
+        mixture = [entry.from_step for entry in self.data.mixture.weights] if self.data.mixture else []
+        return {step for step in (*(first for first, _ in entries), *mixture) if step > 0}
 
     @property
     def batches(self) -> list[tuple[int, int]]:

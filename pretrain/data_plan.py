@@ -107,9 +107,19 @@ def combine(config: RunConfig, name: str, parts: Mapping[str, Evaluation]) -> Ev
 
 
 def _by_sequence(config: RunConfig, state: DataState, entries: list[tuple[int, Any]]) -> list[tuple[int, Any]]:
-    """(first step, value) → (first sequence since the order began, value); of those before it, only the last."""
-    found = {sequences_before(config, step, state.first_step): value for step, value in entries}
-    return sorted(found.items(), key=lambda entry: entry[0])
+    """(first step, value) → (first sequence since the order began, value); of those before it, only the last.
+
+    After a rollback the same steps come once more, with later sequences, and so do the changes that fall on them.
+    """
+    starts = [(state.first_sequence, state.first_step), *state.returns]
+    found: list[tuple[int, Any]] = []
+    for begin, first_step in starts:
+        found = [entry for entry in found if entry[0] < begin - state.first_sequence]  # the rollback came before these
+        own = {sequences_before(config, step, first_step): value for step, value in entries}
+        for after, value in sorted(own.items(), key=lambda entry: entry[0]):
+            if after or not found or found[-1][1] != value:
+                found.append((begin - state.first_sequence + after, value))
+    return found
 
 
 def _short(value: Any) -> str:

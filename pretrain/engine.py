@@ -20,9 +20,9 @@ from model.kernels import dispatch
 from model.lm import LanguageModel
 from pretrain.config import RunConfig
 from pretrain.deepspeed_config import deepspeed_config
-from pretrain.distributed import Ranks
+from pretrain.distributed import Ranks, peer_lost_words
 from pretrain.elastic import give_optimizer
-from pretrain.errors import RunError
+from pretrain.errors import PeerLost, RunError, lost_a_peer
 from pretrain.extensions import compiling
 from pretrain.hardware import require_compiler
 from pretrain.initial import Initial
@@ -231,10 +231,15 @@ class Engine:
         return files
 
     def load(self, directory: Path) -> None:
-        """Loads what `save` wrote, at the same world size and stage. Raises RunError when DeepSpeed refuses."""
+        """Loads what `save` wrote, at the same world size and stage.
+
+        Raises RunError when DeepSpeed refuses, PeerLost when another rank is gone.
+        """
         try:
             path, _ = self._engine.load_checkpoint(str(directory), tag=ZERO_TAG)
         except Exception as error:
+            if lost_a_peer(error):
+                raise PeerLost(peer_lost_words(error)) from error
             reason = str(error).strip().splitlines()
             raise RunError(
                 f"DeepSpeed could not load the checkpoint {directory}: {reason[0] if reason else type(error).__name__}."

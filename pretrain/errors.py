@@ -22,6 +22,25 @@ EXIT_OVERTAKEN: Final = 77
 """The run has been started again elsewhere; this process has left and must not be started again."""
 
 
+COLLECTIVE_FAILED: Final = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""How the libraries say that a collective failed because a rank is gone."""
+
+_NO_MEMORY: Final = ("can't allocate memory", "out of memory")
+"""How torch says that the host's allocator, or a GPU's under another name, has no more."""
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Whether an error of torch or DeepSpeed only tells that another rank is gone."""
+    return any(words in str(error) for words in COLLECTIVE_FAILED)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells that the host's or the device's memory is used up."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
 class RunError(Exception):
     """A problem whose message is one sentence for the user: the thing, the rule and the fix."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import math
 import statistics
+from collections.abc import Collection
 
 from pretrain.config import GuardConfig
 from pretrain.state import GuardState
@@ -27,8 +28,14 @@ class Verdict(enum.Enum):
 class Guard:
     """Judges losses against the window of those that were accepted."""
 
-    def __init__(self, config: GuardConfig, state: GuardState) -> None:
-        self.config, self.state = config, state
+    def __init__(self, config: GuardConfig, state: GuardState, changes: Collection[int] = ()) -> None:
+        """`changes`: the steps (from 0) with which the losses are of other data, longer sequences or larger batches."""
+        self.config, self.state, self._changes = config, state, frozenset(changes)
+
+    def begin_step(self, step: int) -> None:
+        """Forgets the losses where, by the config, the data changes with this step: a rise is then no spike."""
+        if step in self._changes:
+            self.state.losses = []
 
     def judge(self, loss: float) -> Verdict:
         """The verdict on a step's loss; `settle` must follow.

@@ -25,6 +25,7 @@ _console = Console(stderr=True, highlight=False)
 
 def setup_logging(folder: Path, rank: int) -> None:
     """Everything goes to `rank-N.log`; rank 0's warnings and news also to the terminal."""
+    logging.raiseExceptions = False  # a line that a full disk does not take is no reason for a traceback
     root = logging.getLogger()
     for handler in list(root.handlers):
         root.removeHandler(handler)

@@ -89,7 +89,7 @@ class Trainer:
         self.config, self.ranks, self.engine, self.loader = config, ranks, engine, loader
         self.state, self.hooks, self.stop, self.micro_batch = state, hooks, stop, micro_batch
         self.throughput = Throughput()
-        self.guard = Guard(config.guards, state.guard)
+        self.guard = Guard(config.guards, state.guard, config.data_changes)
         self.clock, self._saved_at = clock, clock()
 
     def run(self) -> Outcome:
@@ -140,6 +140,7 @@ class Trainer:
         torch.manual_seed(step_seed(self.config.train.seed, state.step, self.ranks.world.rank))
 
         self.engine.begin_step(state.step)
+        self.guard.begin_step(state.step)
         loss_sum = self._accumulate(batch, tokens)
         (total,) = self.ranks.sum(loss_sum)
         loss = total / max(tokens, 1.0)

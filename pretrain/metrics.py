@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections.abc import Iterable
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.files import write_atomic
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 
@@ -45,18 +48,27 @@ def rewind(path: Path, step: int) -> int:
 
 
 class MetricsFile:
-    """Appends records to metrics.jsonl."""
+    """Appends records to metrics.jsonl; those that a full disk does not take wait in memory, and the run goes on."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("ab", buffering=0)
+        self._waiting = b""
 
     def write(self, record: Record) -> None:
-        """Appends one record; a kill after this call does not lose it."""
-        self._file.write(_line(record))
-        self._file.flush()
+        """Appends one record; a kill after this call does not lose it, where the disk took it."""
+        had_room = not self._waiting
+        self._waiting += _line(record).encode()
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if had_room:
+                log.warning("%s takes no more records (%s); they are kept until it does.", self._path, error.strerror)
 
     def close(self) -> None:
         """Closes the file."""
+        if self._waiting:
+            log.error("%s has not taken the last %d bytes of records; they are lost.", self._path, len(self._waiting))
         self._file.close()
 
 
@@ -97,6 +109,21 @@ def utilisation(reached: float, peak: float) -> float:
     """
     share = reached / peak if peak > 0 else math.nan
     return share if 0 <= share <= 1 else math.nan
+
+
+def utilisation_by_part(flops: dict[str, float], rate: float, peak: float) -> Record:
+    """`mfu` and how much of it each part of the model is, bottom-up: they add up to it.
+
+    Args:
+        flops: a token's, by part, and `total`.
+        rate: tokens per second.
+        peak: FLOP/s of all devices.
+    """
+    total = utilisation(rate * flops["total"], peak)
+    if math.isnan(total):
+        return {"mfu": total}
+    parts = {part: round(utilisation(rate * value, peak), 6) for part, value in flops.items() if part != "total"}
+    return {"mfu": total, "mfu_parts": parts}
 
 
 def selected(shares: list[float]) -> Record:

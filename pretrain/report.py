@@ -86,6 +86,10 @@ def _summary(records: list[Record], baselines: dict[str, float]) -> list[tuple[s
         ("Most memory of one process", f"{max(r.get('peak_memory', 0) for r in training) / 1e6:,.0f} MB"),
         ("Times resumed", str(sum(r.get("event") == "resume" for r in records))),
     ]
+    if last.get("mfu_parts"):
+        parts = sorted(last["mfu_parts"].items(), key=lambda part: -part[1])
+        shares = ", ".join(f"{name.replace('_', ' ')} {share:.1%}" for name, share in parts)
+        rows.append(("Model FLOPs utilisation", f"{last['mfu']:.1%}: {shares}"))
     if validation:
         final = validation[-1]
         rows += [

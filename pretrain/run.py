@@ -141,6 +141,7 @@ class Run:
             )
             outcome = trainer.run()
             self.saving.require_saved(self.state.step)
+            self._tell_saved()
             if outcome is Outcome.STOPPED:
                 waited = time.monotonic() - self.stop.since if self.stop else 0.0
                 self._record("event", event="stop", reason=self.stop.reason, seconds=round(waited, 2))
@@ -167,7 +168,7 @@ class Run:
         if self.startup.ends("first step"):
             self._record("event", event="startup", seconds=self.startup.seconds)
         self.saving.poll()
-        self._tell_problems()
+        self._tell_saved()
         self.quarantine.note(step)
         if result.verdict is not Verdict.TAKE:
             self._left_out(result)
@@ -190,16 +191,28 @@ class Run:
             tokens=result.tokens,
             tokens_seen=self.state.tokens,
             tokens_per_s=rate,
-            mfu=metrics.utilisation(rate * self._flops_per_token(), self.peak_flops),
+            **metrics.utilisation_by_part(self._flops_per_token(), rate, self.peak_flops),
             data_wait=waited,
             peak_memory=int(peak),
             **mixing,
             **metrics.selected(selected),
         )
 
-    def _tell_problems(self) -> None:
+    def _tell_saved(self) -> None:
+        """An event for each checkpoint that is there, or could not be written, since this was last asked."""
+        grace = self.config.checkpoint.grace_s
+        for saved in self.saving.saved:
+            self._record("event", event="checkpoint", **saved.as_dict())
+            if grace is not None and saved.seconds > grace:
+                self._record("event", event="slow_save", seconds=saved.seconds, grace_s=grace)
+                log.warning(
+                    "The checkpoint of step %d took %.1f s, and a stop leaves checkpoint.grace_s = %g s: it would be "
+                    "lost; ask for the stop earlier (Slurm: --signal), or find a faster disk.",
+                    *(saved.step, saved.seconds, grace),
+                )
         for problem in self.saving.problems:
             self._record("event", event="save_failed", problem=problem)
+        self.saving.saved.clear()
         self.saving.problems.clear()
 
     def _left_out(self, result: StepResult) -> None:
@@ -255,9 +268,8 @@ class Run:
 
     def save(self) -> None:
         """Begins to write a checkpoint; older ones stay as they are whatever becomes of it. Raises RunFailed."""
-        started = time.perf_counter()
         self.saving.save(self.engine, self.state)
-        self._record("event", event="checkpoint", stall_s=round(time.perf_counter() - started, 4))
+        self._tell_saved()
 
     def roll_back(self) -> Loader | None:
         """Back to the newest checkpoint; the data goes on behind the batch that was read last. None without one."""
@@ -278,6 +290,7 @@ class Run:
             if name not in KEPT_BY_ROLLBACK:
                 setattr(self.state, name, value)
         guard.rollbacks, guard.in_a_row, guard.losses = guard.rollbacks + 1, 0, [*info.state.guard.losses]
+        self.state.data.returns.append((self.state.sequences, self.state.step))
         if self.metrics is not None:
             self.metrics.close()
             metrics.rewind(self.directory.metrics, self.state.step)
@@ -312,8 +325,8 @@ class Run:
     def _data_changed(self, info: CheckpointInfo) -> bool:
         return bool(data_plan.difference(self.config, self.dataset, info))
 
-    def _flops_per_token(self) -> float:
-        return flops_per_token(self.config.model, self.config.data.length_at(max(0, self.state.step - 1)))["total"]
+    def _flops_per_token(self) -> dict[str, float]:
+        return flops_per_token(self.config.model, self.config.data.length_at(max(0, self.state.step - 1)))
 
     def _stream(self) -> Stream:
         key = self.state.data.model_dump_json()

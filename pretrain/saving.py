@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib.metadata
 import logging
 import math
 import shutil
+import time
 from dataclasses import dataclass
 
 from data_pipeline.batch import read_sequences
@@ -34,6 +36,23 @@ MOST_FAILURES = 3
 """Checkpoints in a row that could not be written end the run: more of it would be lost with every hour."""
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that is there."""
+
+    step: int
+    stall_s: float
+    """How long training waited for it."""
+    seconds: float
+    """From its beginning until it could be taken up: what a stop must be given."""
+    commit_s: float
+    """Of these, hashing, marking and renaming by the main rank."""
+
+    def as_dict(self) -> dict[str, float]:
+        """For the records, whose step it is."""
+        return dataclasses.asdict(self)
+
+
 @dataclass
 class _Pending:
     """A checkpoint that is on its way to the disk."""
@@ -42,6 +61,9 @@ class _Pending:
     files: int
     """That all ranks write."""
     writing: Task
+    began: float
+    """By the performance counter [s], as the other times."""
+    stall_s: float = 0.0
     committing: Task | None = None
 
     @property
@@ -71,6 +93,8 @@ class Saving:
         self.store = CheckpointStore(directory.checkpoints, config.checkpoint, fence)
         self._pending: _Pending | None = None
         self._failures = 0
+        self.saved: list[Saved] = []
+        """Checkpoints that were completed since these were last taken away, on the main rank."""
         self.problems: list[str] = []
         """What could not be saved since these were last taken away."""
 
@@ -130,7 +154,7 @@ class Saving:
 
         Raises RunFailed where the weights are not finite, and where a disk has refused too many checkpoints in a row.
         """
-        step, is_main = state.step, self.ranks.world.is_main
+        began, step, is_main = time.perf_counter(), state.step, self.ranks.world.is_main
         self.heartbeat.beat("save", step)  # before the wait for the last one, which is part of saving
         self.finish()
         fingerprint = self.fingerprint(engine, state, self.ranks.world.size)
@@ -154,7 +178,8 @@ class Saving:
             raise RunFailed(self._problem(step, error)) from error
         info = self._info(state.model_copy(deep=True), fingerprint)
         (count,) = self.ranks.sum(len(files))
-        self._pending = _Pending(info, int(count), Task(functools.partial(write_files, files)))
+        self._pending = _Pending(info, int(count), Task(functools.partial(write_files, files)), began)
+        self._pending.stall_s = time.perf_counter() - began
         if not self.config.checkpoint.background:
             self.finish()
 
@@ -199,9 +224,18 @@ class Saving:
             if isinstance(error, RunError):  # this start of the run has been overtaken
                 raise error
             if self.ranks.all_true(error is None):
+                self._note(pending)
                 self._pending, self._failures = None, 0
             else:
                 self._give_up(pending.step, self._problem(pending.step, error or "the main rank's disk"))
+
+    def _note(self, pending: _Pending) -> None:
+        task = pending.committing
+        if task is not None:  # on the main rank
+            whole = task.ended - pending.began
+            stall = pending.stall_s if self.config.checkpoint.background else whole
+            seconds = (stall, whole, task.ended - task.began)
+            self.saved.append(Saved(pending.step, *(round(value, 4) for value in seconds)))
 
     def _give_up(self, step: int, problem: str) -> None:
         self._pending, self._failures = None, self._failures + 1

@@ -16,6 +16,8 @@ class DataState(BaseModel):
     """Where this order began: 0, or where the data was changed by `data.on_change: next_epoch`."""
     first_sequence: int = 0
     first_epoch: int = 0
+    returns: list[tuple[int, int]] = Field(default_factory=list)
+    """(sequence, step) of each rollback since then: from that sequence on, steps are counted from that step again."""
 
 
 class GuardState(BaseModel):

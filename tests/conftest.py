@@ -33,13 +33,13 @@ def write_corpus(path: Path, start: int = 0, stop: int | None = None) -> Path:
     return path
 
 
-def build_tiny_dataset(folder: Path) -> Path:
-    """A dataset of about 200 thousand tokens in a new folder."""
+def build_tiny_dataset(folder: Path, topics: int | None = None) -> Path:
+    """A dataset of about 200 thousand tokens in a new folder, or of so many help topics."""
     from data_pipeline.build import build
     from data_pipeline.config import BuildConfig, TokenizerConfig
 
     folder.mkdir(exist_ok=True)
-    corpus = write_corpus(folder / "corpus.jsonl")
+    corpus = write_corpus(folder / "corpus.jsonl", stop=topics)
     config = BuildConfig(
         sources=(str(corpus),),
         output=folder / "dataset",

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.local import LocalJob
+from data_pipeline.dataset import Dataset
+from data_pipeline.order import Order
 from pretrain.checkpoint import newest
 from pretrain.files import sha256
+from tests.drills import ledger
 from tests.e2e import runs
-from tests.e2e.runs import start, training, validation, write_config
+from tests.e2e.runs import training, validation, write_config
 
+STEPS, BATCH, SEQ_LEN = 60, 8, 32
+TOPICS = 4
+"""Of the help, as a dataset: a run of so many steps reads it more than once."""
 # Little training between many validations and checkpoints, so that kills hit all of them.
 CONFIG = (
-    runs.CONFIG.replace("steps: 14", "steps: 60")
+    runs.CONFIG.replace("steps: 14", f"steps: {STEPS}")
     .replace("eval: {every: 6, sequences: 16", "eval: {every: 3, sequences: 64")
     .replace("checkpoint: {every: 4", "checkpoint: {every: 2")
 )
@@ -34,19 +43,29 @@ class Kills:
     different: list[str] = field(default_factory=list)
     """What was not as in the run that nobody disturbed."""
     seconds: float = 0.0
+    epochs: float = 0.0
+    """That each run reads."""
 
 
 def drill(folder: Path, dataset: Path, wanted: int, seed: int = 0, longest_s: float = 9.0) -> Kills:
-    """Kills runs of two ranks `wanted` times, and compares each that reaches its end with an undisturbed one."""
+    """Kills runs of two ranks `wanted` times, and compares each that reaches its end with an undisturbed one.
+
+    The dataset is small enough that each run reads it more than once.
+    """
     chance, found, began = random.Random(seed), Kills(), time.monotonic()
     reference = folder / "reference"
     config = write_config(folder, dataset, reference, CONFIG)
-    if start(reference, config).wait() != 0:
+    if _start(reference, config).wait() != 0:
         raise RuntimeError("the undisturbed run failed")
+    with Dataset.open(dataset) as opened:
+        epoch = Order(
+            opened.split("train").block_tokens, [(0, SEQ_LEN)], BATCH, seed=0, shuffle=True
+        ).sequences_per_epoch
+    found.epochs = STEPS * BATCH / epoch
     while found.kills < wanted:
         run = folder / f"run-{found.runs}"
         while True:
-            job = start(run, config, f"run_dir={run}")
+            job = _start(run, config, f"run_dir={run}")
             with job:
                 ended = _wait(job, chance.uniform(0.5, longest_s) if found.kills < wanted else 1e9)
                 if ended is None:
@@ -58,8 +77,17 @@ def drill(folder: Path, dataset: Path, wanted: int, seed: int = 0, longest_s: fl
             break
         found.runs += 1
         found.different += _differences(run, reference)
+        lost = ledger.problems(run / "ledger", dataset, STEPS, BATCH, epoch)
+        found.different += [f"{run.name}: {problem}" for problem in lost]
     found.seconds = time.monotonic() - began
     return found
+
+
+def _start(run: Path, *arguments: object) -> LocalJob:
+    """Two ranks that keep a ledger."""
+    os.environ[ledger.LEDGER] = str(run / "ledger")
+    command = [sys.executable, "-m", "tests.drills.ledger", "train", *map(str, arguments)]
+    return LocalJob(command, 2, run / "logs")
 
 
 def _wait(job, seconds: float) -> int | None:

@@ -2,23 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
 from pretrain.checkpoint import CheckpointStore
+from tests.conftest import build_tiny_dataset
 from tests.drills import bytes as harms
-from tests.drills import kills
+from tests.drills import kills, ledger
 
 
 @pytest.fixture(scope="module")
-def killed(tiny_dataset, tmp_path_factory):
+def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
-    return folder, kills.drill(folder, tiny_dataset, 4, seed=1, longest_s=8)
+    return folder, kills.drill(folder, build_tiny_dataset(folder / "small", kills.TOPICS), 4, seed=1, longest_s=8)
 
 
 def test_kills_change_nothing(killed):
     _, found = killed
     assert found.kills == 4 and sum(found.phases.values()) == 4
     assert found.failed_restarts == 0 and found.different == []
+    assert found.epochs > 1, "the ledger is audited over whole epochs"
+
+
+def test_the_ledger_misses_nothing(killed, tmp_path):
+    """What is lost, given twice or changed in a ledger is told."""
+    folder, _ = killed
+    own = shutil.copytree(folder / "reference" / "ledger", tmp_path / "ledger")
+    path = own / "rank-1.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+
+    def problems(*changed: str) -> list[str]:
+        path.write_text("".join(changed))
+        epoch = round(kills.STEPS * kills.BATCH / killed[1].epochs)
+        return ledger.problems(own, folder / "small" / "dataset", kills.STEPS, kills.BATCH, epoch)
+
+    assert problems(*lines) == []
+    assert "exactly once" in problems(*lines[:7], *lines[8:])[0]
+    step, rows = json.loads(lines[3])
+    rows[next(iter(rows))][5] += 1
+    assert "epoch 0" in problems(*lines[:3], json.dumps([step, rows]) + "\n", *lines[4:])[0]
 
 
 def test_harm_to_a_checkpoint_is_noticed(killed, tmp_path):

@@ -2,7 +2,8 @@
 
 FAULTS="nan@5/1 spike@9 disk@8/1" is a NaN in step 5 of rank 1, a loss of fifty times its size in step 9 of every rank,
 and a disk that is full when rank 1 writes the checkpoint of step 8; clock@7 and clock@7/back set the time eleven days
-on or back. Each happens once, also when a step is taken again.
+on or back; memory@5/1 asks for more than there is in step 5 of rank 1. Each happens once, also when a step is taken
+again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import time
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pretrain import cli, saving
@@ -21,12 +23,14 @@ FACTORS = {"nan": float("nan"), "spike": 50.0}
 
 
 def main() -> None:
-    faults, full, jumps = {}, {}, {}
+    faults, full, jumps, greedy = {}, {}, {}, {}
     for text in os.environ["FAULTS"].split():
         kind, _, place = text.partition("@")
         step, _, rank = place.partition("/")
         if kind == "clock":
             jumps[int(step)] = 1e6 if rank != "back" else -1e6
+        elif kind == "memory":
+            greedy[int(step)] = rank or "0"
         elif kind == "disk":
             full[f"step-{int(step):08d}"] = rank or os.environ.get("RANK", "0")
         else:
@@ -35,6 +39,8 @@ def main() -> None:
     now: dict[str, float] = {"factor": 1.0}
 
     def begin(self: Engine, step: int) -> None:
+        if greedy.pop(step + 1, None) == os.environ.get("RANK", "0"):
+            torch.empty(1 << 50)
         jump = jumps.pop(step + 1, 0.0)
         if jump:
             real = time.time

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pretrain import metrics
 from pretrain.checkpoint import CheckpointStore
 from pretrain.inference import load
 from tests.e2e.runs import pha, training, write_config
@@ -42,6 +44,17 @@ def test_the_best_by_validation_are_kept_and_their_mean_is_written_and_evaluated
     model.load_state_dict(weights)
     assert made["evaluations"][f"step {best[0]}"]["loss"] == pytest.approx(losses[best[0]], rel=1e-5)
     assert set(made["evaluations"]) == {"average", *(f"step {step}" for step in best)}
+
+
+def test_each_checkpoint_is_told_with_what_it_took(trained):
+    config, run = trained
+    told = [r for r in metrics.read(run / "metrics.jsonl") if r.get("event") == "checkpoint"]
+    assert [r["step"] for r in told] == [2, 4, 6, 8, 10]
+    assert all(0 < r["stall_s"] <= r["seconds"] and 0 < r["commit_s"] < r["seconds"] for r in told)
+    limits = ("checkpoint.grace_s=0.001", "train.steps=11", "checkpoint.every=1")
+    result = pha("train", config, *ALONE, f"run_dir={shutil.copytree(run, run.with_name('slow'))}", *limits)
+    assert "a stop leaves checkpoint.grace_s = 0.001 s" in " ".join(result.stderr.split())
+    assert any(r.get("event") == "slow_save" for r in metrics.read(run.with_name("slow") / "metrics.jsonl"))
 
 
 def test_more_than_there_are_cannot_be_averaged(trained):

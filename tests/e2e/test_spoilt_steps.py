@@ -95,3 +95,13 @@ def test_a_clock_that_jumps_changes_nothing(fault, tiny_dataset, tmp_path, monke
     assert code == 0
     assert list(training(run)) == list(range(1, 13))
     assert [c.step for c in CheckpointStore(run / "checkpoints").all()] == [8, 12]
+
+
+def test_a_rank_without_memory_says_so_first(tiny_dataset, tmp_path, monkeypatch, capfd):
+    run, code = run_with("memory@6/1", tmp_path, tiny_dataset, monkeypatch, "eval.every=0")
+    said = capfd.readouterr().err
+    assert code == 1 and "rank 1 is out of memory" in said and "train.micro_batch" in said
+    assert "Traceback" not in said
+    note = json.loads((run / "exits" / "000001" / "rank-1.json").read_text())
+    assert (note["kind"], note["step"]) == ("out of memory", 5)
+    assert newest(run / "checkpoints").step == 4

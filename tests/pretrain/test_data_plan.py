@@ -61,6 +61,23 @@ def test_changes_fall_on_the_batch_of_their_step(corpus):
     assert later.last_epoch(101) == 7
 
 
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 20)), max_size=3))
+def test_changes_fall_on_the_batch_of_their_step_after_rollbacks_too(corpus, moves):
+    """Each move: so many steps forward, then back by at most so many."""
+    data = {"path": "d", "seq_len": steps((0, 8), (3, 16), (6, 32))}
+    config = parse(data, train={"global_batch": steps((0, 4), (4, 10))})
+    state, step, sequence = DataState(), 0, 0
+    for forward, back in [*moves, (12, 0)]:
+        stream = data_plan.stream(config, corpus, state)
+        for _ in range(forward):
+            size = 4 if step < 4 else 10
+            assert {stream.length_at(k) for k in range(sequence, sequence + size)} == {config.data.length_at(step)}
+            step, sequence = step + 1, sequence + size
+        if back:
+            step = max(0, step - back)
+            state.returns.append((sequence, step))
+
+
 def test_the_state_is_small_and_what_it_holds_decides(corpus):
     weights = [{"from_step": s, "weights": {f"dataset-{i}": 0.125 for i in range(8)}} for s in range(0, 5000, 100)]
     names = {f"dataset-{i}": corpus.datasets["data"].path for i in range(8)}

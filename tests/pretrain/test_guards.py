@@ -88,3 +88,13 @@ def test_a_resumed_guard_judges_as_the_one_that_went_on(losses, cut):
 def test_settings_out_of_range_are_refused(changes):
     with pytest.raises(ValueError):
         GuardConfig(**changes)
+
+
+def test_where_the_data_changes_by_plan_a_rise_is_no_spike():
+    judged = Guard(GuardConfig(spike="skip", window=8), GuardState(), changes={8})
+    for step in range(8):
+        judged.begin_step(step)
+        feed(judged, 1.0 + 0.01 * (step % 2))
+    judged.begin_step(8)
+    assert feed(judged, 3.0, 3.1, 3.0) == [Verdict.TAKE] * 3
+    assert judged.state.losses == [3.0, 3.1, 3.0]

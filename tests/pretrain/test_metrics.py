@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 
@@ -64,3 +65,43 @@ def test_utilisation(reached, peak, share):
 @pytest.mark.parametrize(("reached", "peak"), [(5e9, 4e9), (1, 0), (-1, 1), (float("nan"), 1)])
 def test_a_utilisation_that_cannot_be_is_none(reached, peak):
     assert math.isnan(metrics.utilisation(reached, peak))
+
+
+class _Disk:
+    """A file that takes a few bytes and then no more, until there is room."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.taken = room, b""
+
+    def write(self, data: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        part = data[: self.room]
+        self.room -= len(part)
+        self.taken += part
+        return len(part)
+
+    def close(self) -> None:
+        pass
+
+
+def test_records_wait_for_a_full_disk(tmp_path, caplog):
+    file = metrics.MetricsFile(tmp_path / "metrics.jsonl")
+    file._file.close()
+    file._file = disk = _Disk(room=30)
+    for step in (1, 2, 3):
+        file.write({"kind": "train", "step": step})
+    assert len(caplog.records) == 1 and "No space left" in caplog.text
+    disk.room = 10_000
+    file.write({"kind": "train", "step": 4})
+    assert [json.loads(line)["step"] for line in disk.taken.splitlines()] == [1, 2, 3, 4]
+    disk.room = 0
+    file.write({"kind": "train", "step": 5})
+    file.close()
+    assert "they are lost" in caplog.text
+
+
+def test_the_parts_of_a_utilisation_are_the_whole():
+    flops = {"gss": 30.0, "head": 10.0, "total": 40.0}
+    assert metrics.utilisation_by_part(flops, 2.0, 800.0) == {"mfu": 0.1, "mfu_parts": {"gss": 0.075, "head": 0.025}}
+    assert set(metrics.utilisation_by_part(flops, 2.0, 1.0)) == {"mfu"}, "a share that cannot be has no parts"
