@@ -91,7 +91,7 @@ def alternating(config: RunConfig) -> dict[str, list[float]]:
         since = time.perf_counter()
         return step(trainer)
 
-    Trainer._step = in_turn  # type: ignore[method-assign]
+    Trainer._step = in_turn  # type: ignore[method-assign,assignment]
     try:
         if train(config) != EXIT_DONE:
             raise RuntimeError("the run did not reach its last step")

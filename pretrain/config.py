@@ -190,6 +190,8 @@ class TrainConfig(Section):
     """torch.compile makes each block's step from plain PyTorch: some per cent faster on a CPU, after a start that takes
     ten seconds and more and a C++ compiler; on GPUs it takes the place of the kernels inside the blocks."""
     zero_stage: Literal[0, 1, 2, 3] = 1
+    """What DeepSpeed's ZeRO divides among ranks: nothing, moments, gradients too, weights too. On one rank nothing is
+    divided, unless there are keys under deepspeed.zero_optimization."""
     recompute: RecomputeConfig = RecomputeConfig()
     threads: int | None = Field(None, ge=1, le=4096)
     """CPU threads of one rank; none means its share of the machine's cores."""

@@ -14,6 +14,7 @@ def deepspeed_config(config: RunConfig, world_size: int, *, bf16: bool, device: 
     Raises RunError when the batch does not divide, or when `deepspeed:` sets a key that is ours.
     """
     micro, _ = batch_split(config, world_size)
+    stage = zero_stage(config, world_size)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro,
         # The loop owns accumulation: it calls backward as often as it likes, then step once. DeepSpeed's own
@@ -21,9 +22,9 @@ def deepspeed_config(config: RunConfig, world_size: int, *, bf16: bool, device: 
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         # Stage 0 leaves the norm unreported; the engine clips and measures it itself there.
-        "gradient_clipping": config.optim.clip if config.train.zero_stage else 0.0,
+        "gradient_clipping": config.optim.clip if stage else 0.0,
         "zero_optimization": {
-            "stage": config.train.zero_stage,
+            "stage": stage,
             # Refused by DeepSpeed with unmanaged accumulation at stage 1; the CPU backend has no streams.
             "overlap_comm": False,
             "stage3_gather_16bit_weights_on_model_save": False,
@@ -40,6 +41,15 @@ def deepspeed_config(config: RunConfig, world_size: int, *, bf16: bool, device: 
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     settings["train_batch_size"] = micro * world_size
     return _extend(settings, config.deepspeed, "")
+
+
+def zero_stage(config: RunConfig, world_size: int) -> int:
+    """The ZeRO stage that a run of so many ranks computes with: `train.zero_stage`, and 0 on one rank.
+
+    One rank's part is the whole, and dividing it costs a tenth of the step (docs/notebook.md). Who sets keys of
+    `deepspeed.zero_optimization` (offloading, for example) keeps the stage.
+    """
+    return 0 if world_size == 1 and "zero_optimization" not in config.deepspeed else config.train.zero_stage
 
 
 def batch_split(config: RunConfig, world_size: int) -> tuple[int, int]:

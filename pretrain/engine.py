@@ -19,7 +19,7 @@ from model.distill import AttentionMatching
 from model.kernels import dispatch
 from model.lm import LanguageModel
 from pretrain.config import RunConfig
-from pretrain.deepspeed_config import deepspeed_config
+from pretrain.deepspeed_config import deepspeed_config, zero_stage
 from pretrain.distributed import Ranks, peer_lost_words
 from pretrain.elastic import give_optimizer
 from pretrain.errors import PeerLost, RunError, lost_a_peer
@@ -81,6 +81,7 @@ class Engine:
         The weights are the same on every rank: from `train.seed`, or those of `initial`.
         """
         self.config, self.ranks = config, ranks
+        self.zero_stage = zero_stage(config, ranks.world.size)
         self.device = ranks.device
         self._deepspeed = import_deepspeed(self.device)
         self.kernels = dispatch.choose(config.train.kernels, self.device)
@@ -113,7 +114,7 @@ class Engine:
             reason = " ".join(str(error).split())[:300]
             raise RunError(f"DeepSpeed refuses the keys under deepspeed: ({reason}); mend or remove them.") from error
         self._norm, self._discarded = float("nan"), False
-        if config.train.zero_stage == 0:
+        if self.zero_stage == 0:
             self._optimizer.register_step_pre_hook(self._clip)
         self._set_recompute(model, settings)
         if config.train.compile:
@@ -169,7 +170,7 @@ class Engine:
             group["lr"] = learning_rate
         with self._leaving_out(discard):
             self._engine.step()  # with ZeRO, DeepSpeed leaves out what is not finite, by the norm over all ranks
-        if self.config.train.zero_stage == 0:
+        if self.zero_stage == 0:
             return self._norm
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
@@ -179,7 +180,7 @@ class Engine:
         """Inside, with `discard`, a step finds a norm that is not finite, and cleans up as it does after such."""
         self._discarded = discard
         # DeepSpeed's gradients lie elsewhere at each stage; the norm that it judges them by is the same for all ranks.
-        judge = {0: "", 3: "_get_norm_groups"}.get(self.config.train.zero_stage, "scaled_global_norm")
+        judge = {0: "", 3: "_get_norm_groups"}.get(self.zero_stage, "scaled_global_norm")
         if discard and judge:
             infinite = torch.tensor(torch.inf, device=self.device)
             found = [infinite] if judge == "_get_norm_groups" else infinite
@@ -203,7 +204,7 @@ class Engine:
     @contextlib.contextmanager
     def gathered(self, parameters: list[nn.Parameter] | None = None) -> Iterator[None]:
         """Inside, these parameters (or all) are whole on every rank, whatever the ZeRO stage."""
-        if self.config.train.zero_stage < 3:
+        if self.zero_stage < 3:
             yield
             return
         chosen = list(self.module.parameters()) if parameters is None else parameters
@@ -253,7 +254,7 @@ class Engine:
     def take_up(self, file: Path) -> None:
         """Takes the optimizer's state from a file of `pretrain.elastic`; the weights were given at the start."""
         parameters = dict(self.module.named_parameters())
-        give_optimizer(file, parameters, self._optimizer, self.config.train.zero_stage)
+        give_optimizer(file, parameters, self._optimizer, self.zero_stage)
 
     def _adamw(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         optim = self.config.optim

@@ -375,7 +375,7 @@ class Run:
             self.directory.path,
             f"{parameters:,}",
             self.world.size,
-            self.config.train.zero_stage,
+            self.engine.zero_stage,
             "bf16" if uses_bf16(self.config, self.engine.device) else "fp32",
             self.state.step,
             self.config.train.steps,

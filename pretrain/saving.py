@@ -18,6 +18,7 @@ from pretrain.background import Task, write_files
 from pretrain.checkpoint import WEIGHTS, Checkpoint, CheckpointStore
 from pretrain.config import RunConfig
 from pretrain.data import to_device
+from pretrain.deepspeed_config import zero_stage
 from pretrain.distributed import Ranks
 from pretrain.elastic import OPTIMIZER, whole_optimizer
 from pretrain.engine import ZERO_TAG, Engine, uses_bf16
@@ -90,6 +91,7 @@ class Saving:
     ) -> None:
         self.config, self.directory, self.dataset, self.ranks = config, directory, dataset, ranks
         self.heartbeat = heartbeat
+        self._stage = zero_stage(config, ranks.world.size)
         self.store = CheckpointStore(directory.checkpoints, config.checkpoint, fence)
         self._pending: _Pending | None = None
         self._failures = 0
@@ -114,7 +116,7 @@ class Saving:
 
     def moved(self, info: CheckpointInfo) -> bool:
         """Whether the checkpoint was written by another number of ranks, or at another ZeRO stage."""
-        return (info.world_size, info.zero_stage) != (self.ranks.world.size, self.config.train.zero_stage)
+        return (info.world_size, info.zero_stage) != (self.ranks.world.size, self._stage)
 
     def load(self, checkpoint: Checkpoint, info: CheckpointInfo, engine: Engine) -> None:
         """Brings weights and optimizer of a verified checkpoint to the engine, which began with `initial`."""
@@ -134,7 +136,7 @@ class Saving:
         log.info(
             "%s was written by %d rank(s) at ZeRO stage %d; it is taken up by %d at stage %d.",
             *(checkpoint.path.name, info.world_size, info.zero_stage),
-            *(self.ranks.world.size, self.config.train.zero_stage),
+            *(self.ranks.world.size, self._stage),
         )
         engine.take_up(self.store.beside(checkpoint) / OPTIMIZER)
 
@@ -288,7 +290,7 @@ class Saving:
         return CheckpointInfo(
             state=state,
             world_size=self.ranks.world.size,
-            zero_stage=self.config.train.zero_stage,
+            zero_stage=self._stage,
             config_hash=config_hash(self.config),
             dataset_hash=self.dataset.hash,
             tokenizer_hash=self.dataset.tokenizer_hash,

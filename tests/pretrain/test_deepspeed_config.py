@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pretrain import config_file
-from pretrain.deepspeed_config import batch_split, deepspeed_config
+from pretrain.deepspeed_config import batch_split, deepspeed_config, zero_stage
 from pretrain.errors import RunError
 
 
@@ -45,3 +45,11 @@ def test_offload_is_for_devices_that_have_their_own_memory():
     config = run(train={"recompute": {"mode": "offload"}})
     assert made(config, device="cuda")["activation_checkpointing"] == {"cpu_checkpointing": True}
     assert made(config, device="cpu")["activation_checkpointing"] == {"cpu_checkpointing": False}
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_one_rank_divides_nothing_unless_deepspeed_is_told_how(stage):
+    config = run(train={"zero_stage": stage})
+    assert [zero_stage(config, ranks) for ranks in (1, 2, 8)] == [0, stage, stage]
+    told = run(train={"zero_stage": stage}, deepspeed={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}})
+    assert zero_stage(told, 1) == stage
