@@ -14,8 +14,7 @@ def settle(deterministic: bool) -> None:
     On a CPU with a fixed number of threads, sums are in a fixed order anyway. On a GPU, convolutions, scatters and
     cuBLAS are what differs; operations without a deterministic form raise an error then.
     """
-    if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call itself imports a compiler: a second
-        torch.use_deterministic_algorithms(deterministic)
+    torch.use_deterministic_algorithms(deterministic)
     # Filling fresh memory is for finding mistakes, and costs a pass over every tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a module's property
     torch.backends.cudnn.benchmark = False
