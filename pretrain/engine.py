@@ -113,6 +113,8 @@ class Engine:
                 raise
             reason = " ".join(str(error).split())[:300]
             raise RunError(f"DeepSpeed refuses the keys under deepspeed: ({reason}); mend or remove them.") from error
+        if ranks.world.size == 1:
+            self._engine.enable_backward_allreduce = False  # a copy of all gradients there and back, for nobody
         self._norm, self._discarded = float("nan"), False
         if self.zero_stage == 0:
             self._optimizer.register_step_pre_hook(self._clip)
