@@ -15,6 +15,7 @@ from cluster.errors import ClusterError
 from data_pipeline.errors import DataError
 from model.errors import ModelError
 from pretrain.cli_bench import bench_app
+from pretrain.cli_cluster import cancel, launch, logs
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
 from pretrain.errors import (
@@ -38,6 +39,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+for command_of_cluster in (launch, logs, cancel):
+    app.command()(command_of_cluster)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
@@ -93,19 +96,26 @@ def train(
     overrides: Overrides = None,
     ranks: Annotated[int, typer.Option(min=1, help="Start so many ranks on this machine.")] = 1,
     deterministic: Annotated[bool, typer.Option("--deterministic", help="Short for train.deterministic=true.")] = False,
+    supervised: Annotated[
+        bool, typer.Option("--supervise", help="Start the ranks again until the run is done, whatever they die of.")
+    ] = False,
 ) -> None:
     """Train a run, or go on with it: alone, with --ranks, under torchrun or under srun."""
     from pretrain import config_file
 
     overrides = [*(overrides or ()), *(["train.deterministic=true"] if deterministic else [])]
-    resolved = config_file.load(config, overrides or ())
+    resolved = config_file.load(config, overrides)
+    command = [sys.executable, "-m", "pretrain.cli", "train", str(config), *overrides]
+    if supervised:
+        from pretrain.cli_cluster import supervise
+
+        raise typer.Exit(supervise(resolved, command, ranks))
     if ranks > 1:
         from cluster.local import LocalJob
         from pretrain.rundir import RunDirectory
 
         directory = RunDirectory(resolved.run_dir)
         directory.create()
-        command = [sys.executable, "-m", "pretrain.cli", "train", str(config), *(overrides or ())]
         with LocalJob(command, ranks, directory.logs) as job:
             raise typer.Exit(job.wait())
     from pretrain.run import train as train_rank

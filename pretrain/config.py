@@ -12,15 +12,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig
-
-
-class Section(BaseModel):
-    """A frozen part of the tree; unknown keys are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from pretrain.cluster_config import ClusterConfig
+from pretrain.section import Section
 
 
 class Change(Section):
@@ -300,6 +296,7 @@ class RunConfig(Section):
     guards: GuardConfig = GuardConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     logging: LoggingConfig = LoggingConfig()
+    cluster: ClusterConfig = ClusterConfig()
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further keys for DeepSpeed's own config; a key that this stack sets itself is refused."""
 

@@ -1,0 +1,82 @@
+"""What the ranks of a launched run said, and how its jobs are ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster import slurm
+from cluster.errors import ClusterError
+from cluster.job import FOLDER
+from cluster.policy import first_cause
+from cluster.supervise import read_events
+
+
+def last_words(run: Path, lines: int, first_error: bool) -> Iterator[tuple[str, str]]:
+    """(Where it stands, the last lines) of the newest start's ranks, or of the one that ended the last failed start.
+
+    Raises ClusterError when there is nothing to show.
+    """
+    if not (run / "logs").is_dir():
+        raise ClusterError(f"{run} is no run with logs; give the folder of a run.")
+    if first_error:
+        yield _first_error(run, lines)
+        return
+    starts = sorted((run / "logs").glob("start-*"))
+    files = sorted(
+        (starts[-1] if starts else run / "logs").glob("rank-*"), key=lambda path: (len(path.name), path.name)
+    )
+    for path in files:
+        yield str(path), _tail(path, lines)
+
+
+def _first_error(run: Path, lines: int) -> tuple[str, str]:
+    failed = [e for e in read_events(run) if e.get("event") == "end" and e.get("cause", {}).get("kind") not in _WELL]
+    if failed:
+        start, cause = int(failed[-1]["start"]), failed[-1]["cause"]
+    else:
+        starts = [int(p.name) for p in (run / "exits").glob("*") if p.name.isdigit()]
+        causes = ((n, first_cause(run / "exits" / f"{n:06d}", 0).as_dict()) for n in sorted(starts, reverse=True))
+        start, cause = next(((n, c) for n, c in causes if c["kind"] not in _WELL), (0, {}))
+    if not cause:
+        raise ClusterError(f"No start of {run} has failed.")
+    rank = cause.get("rank")
+    title = f"start {start}, step {cause.get('step')}, {cause.get('kind')}: {cause.get('words')}"
+    places = [run / "logs" / f"start-{start:06d}" / f"rank-{rank}.out", run / "logs" / f"rank-{rank}.log"]
+    place = next((path for path in places if path.is_file()), None)
+    return title, f"{place}\n{_tail(place, lines)}" if place else "(it left no file)"
+
+
+_WELL = ("done", "stopped")
+
+
+def _tail(path: Path, lines: int) -> str:
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+def end(run: Path, now: bool) -> str:
+    """Asks the run to save and rest (a file `STOP`), and takes queued jobs back; `now` cancels all. Returns words."""
+    jobs = jobs_of(run)
+    if not jobs:
+        raise ClusterError(f"{run} has not been launched on Slurm; to end a run elsewhere, touch {run / 'STOP'}.")
+    (run / "STOP").touch()
+    ended = []
+    for job in jobs:
+        state = slurm.state_of(job)
+        if state == "PENDING" or (now and state in ("RUNNING", "SUSPENDED")):
+            slurm.command(["scancel", job])
+            ended.append(job)
+    words = f"{run / 'STOP'} asks the run to save and end"
+    return f"{words}; cancelled: {', '.join(ended) or 'no job'}. Remove that file before the next launch."
+
+
+def jobs_of(run: Path) -> list[str]:
+    """The numbers of all jobs that were submitted for this run, in order."""
+    found = []
+    for path in sorted((run / FOLDER).glob("*/submitted.json")):
+        try:
+            found.append(str(json.loads(path.read_text(encoding="utf-8"))["job"]))
+        except (OSError, ValueError, KeyError):
+            continue
+    return [*found, *(str(event["job"]) for event in read_events(run) if event.get("event") == "successor")]

@@ -1,0 +1,159 @@
+"""Slurm, by its commands alone: a job's script, and what is asked of the controller. No torch, no root, no sacct."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from cluster.errors import ClusterError
+from cluster.job import CODE, SCRIPT, Job
+
+QUIET = "TORCH_CPP_LOG_LEVEL"
+_REASONS = {
+    "PYTHONUNBUFFERED": ("1", "lines reach the logs when they are written"),
+    QUIET: ("ERROR", "silences 'hostname of the client socket cannot be retrieved', which is harmless"),
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a failed collective ends its rank instead of waiting for ever"),
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "NCCL writes who was in which collective when one times out"),
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": ("2000", "collectives that are remembered for that"),
+}
+"""Environment variable → (value, why)."""
+
+
+def render(job: Job) -> str:
+    """The sbatch script: one file that a person can read, and submit by hand. Raises ClusterError."""
+    lines = [
+        "#!/bin/bash",
+        f"# The run {job.run}, written by `pha launch`. Submit it again and the run goes on.",
+        *(f"#SBATCH --{name}={_directive(name, value)}" for name, value in job.directives.items()),
+        "# The supervisor is asked to stop so long before the limit; Slurm may do it up to a minute earlier.",
+        f"#SBATCH --signal=B:USR1@{job.lead_s}",
+        "# A lost node costs the run a restart and not the allocation; Slurm's own requeue would wait for two minutes.",
+        "#SBATCH --no-kill",
+        "#SBATCH --no-requeue",
+        "#SBATCH --open-mode=append",
+        "set -eu",
+        *(f"module load {shlex.quote(name)}" for name in job.modules),
+        "# The code as it was when the run was launched.",
+        f"export PYTHONPATH={shlex.quote(str(Path(job.folder) / CODE))}",
+    ]
+    for name, (value, why) in _REASONS.items():
+        lines += [f"# {why}", f"export {name}={value}"]
+    if job.interface is not None:
+        lines.append("# ranks meet on this interface, and not on the first one that has an address")
+        lines += [
+            f"export {name}={shlex.quote(job.interface)}" for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+        ]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(job.env.items())]
+    lines.append(f"exec {shlex.quote(job.python)} -m cluster.job_supervisor {shlex.quote(job.folder)}")
+    return "\n".join(lines) + "\n"
+
+
+def _directive(name: str, value: str) -> str:
+    if re.search(r"[\"'`$\\\n]", value):
+        raise ClusterError(
+            f"The option --{name} of the job would be {value!r}, and quotes, $, backslashes and line ends cannot stand "
+            "in a #SBATCH line; choose another name or folder."
+        )
+    return f'"{value}"' if re.search(r"\s", value) else value
+
+
+def command(arguments: Sequence[str], timeout_s: float = 60.0) -> str:
+    """The output of one of Slurm's commands. Raises ClusterError with its own words."""
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except FileNotFoundError:
+        raise ClusterError(
+            f"{arguments[0]} is not here: this machine is no login node of a Slurm cluster; use `pha train "
+            "--supervise` on a machine without Slurm, or --dry-run to see the script."
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"{arguments[0]} has not answered for {timeout_s:g} s; ask again when it does.") from None
+    if done.returncode:
+        words = " ".join((done.stderr or done.stdout).split())
+        raise ClusterError(f"{arguments[0]} refuses: {words or f'code {done.returncode}'}")
+    return done.stdout
+
+
+def submit(job: Job, *, test_only: bool = False, after: str | None = None, exclude: Sequence[str] = ()) -> str:
+    """Hands the job's script to sbatch; returns its number, or with `test_only` what sbatch thinks of it.
+
+    Args:
+        after: the job whose end this one waits for, however it ends.
+        exclude: nodes not to be given, beside those of the script.
+    """
+    arguments = ["sbatch", "--parsable"]
+    if after is not None:
+        arguments.append(f"--dependency=afterany:{after}")
+    banned = [*filter(None, [job.directives.get("exclude", "")]), *exclude]
+    if exclude:
+        arguments.append(f"--exclude={','.join(banned)}")
+    script = str(Path(job.folder) / SCRIPT)
+    if test_only:
+        done = subprocess.run(
+            ["sbatch", "--test-only", script], capture_output=True, text=True, timeout=60, check=False
+        )
+        words = " ".join((done.stderr or done.stdout).split())
+        if done.returncode:
+            raise ClusterError(f"sbatch would refuse the job: {words}")
+        return words
+    return command([*arguments, script]).strip().partition(";")[0]
+
+
+def settings() -> dict[str, str]:
+    """Slurm's configuration, as `scontrol show config` tells it."""
+    found = {}
+    for line in command(["scontrol", "show", "config"]).splitlines():
+        name, equals, value = line.partition("=")
+        if equals:
+            found[name.strip()] = value.strip()
+    return found
+
+
+def seconds(value: str) -> float | None:
+    """The number of a setting such as `30 sec`; None where it has none."""
+    match = re.match(r"(\d+)", value)
+    return float(match.group(1)) if match else None
+
+
+def hostnames(nodelist: str) -> list[str]:
+    """`n[1-3]` → n1, n2, n3."""
+    return command(["scontrol", "show", "hostnames", nodelist]).split() if nodelist else []
+
+
+def nodes_of(job_id: str) -> list[str]:
+    """Those that the job has now: an allocation without --kill-on-lost-node shrinks."""
+    return hostnames(command(["squeue", "--noheader", "--jobs", job_id, "--format=%N"]).strip())
+
+
+_LOST = ("down", "fail", "not_resp", "unk", "power", "reboot")
+
+
+def answering(nodes: Sequence[str]) -> list[str]:
+    """Of these nodes the ones that Slurm has not lost; draining ones go on for the job that has them."""
+    if not nodes:
+        return []
+    told = command(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "--format=%N %T"])
+    states: dict[str, str] = {}
+    for line in told.splitlines():
+        name, _, state = line.strip().partition(" ")
+        states[name] = state.lower()
+    return [n for n in nodes if not states.get(n, "unk").endswith("*") and not states.get(n, "unk").startswith(_LOST)]
+
+
+def steps_of(job_id: str) -> list[str]:
+    """The numbers of the job's running steps, `17.0`, those of srun only."""
+    told = command(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i"]).split()
+    return [step for step in told if re.fullmatch(r"\d+\.\d+", step)]
+
+
+def state_of(job_id: str) -> str:
+    """RUNNING, CANCELLED, PREEMPTED, ...; empty where the controller does not know the job."""
+    try:
+        told = command(["scontrol", "--oneliner", "show", "job", job_id])
+    except ClusterError:
+        return ""
+    match = re.search(r"\bJobState=(\S+)", told)
+    return match.group(1) if match else ""

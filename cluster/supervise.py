@@ -1,0 +1,214 @@
+"""Keeps a run going: starts its ranks, watches them from outside, and starts them again until it is done.
+
+It reads only the run's folder (heartbeats, exits, checkpoints), so it names the guilty rank also where the ranks
+themselves cannot: a stopped process writes nothing, but its heartbeat stands still while the others' say "waiting".
+What it did and why is in `supervisor.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from cluster.policy import Action, Budget, Cause, Decision, decide, first_cause
+
+POLL_S = 0.2
+EVENTS = "supervisor.jsonl"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+DONE, GAVE_UP, BAD_INPUT, HANDED_OVER = 0, 1, 2, 75
+_CHECKPOINT = re.compile(r"step-(\d+)")
+
+
+class NoPlace(Exception):
+    """There is nowhere to start the ranks; the message says why."""
+
+
+class Started(Protocol):
+    """The processes of one start."""
+
+    def poll(self) -> int | None:
+        """Their common exit code, or None while they run."""
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to every rank."""
+
+    def kill(self) -> None:
+        """Ends all of them, whatever they do."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Seconds without a heartbeat after which a rank counts as silent, by phase of its last one; 0 is never."""
+
+    by_phase: Mapping[str, float]
+    otherwise: float = 1800.0
+
+    def of(self, phase: str) -> float:
+        """The limit of a phase."""
+        return self.by_phase.get(phase, self.otherwise)
+
+
+def read_events(run: Path) -> list[dict[str, Any]]:
+    """What supervisors of this run have recorded, in order; a line that is being written is left out."""
+    path, found = run / EVENTS, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+class Supervisor:
+    """Starts a run until it is done, handed over or given up."""
+
+    def __init__(
+        self,
+        run: Path,
+        ranks: int,
+        start: Callable[[], Started],
+        limits: Limits,
+        budget: Budget | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        judged: Callable[[Cause, Decision], None] = lambda cause, decision: None,
+        tell: Callable[[str], None] = lambda words: None,
+    ) -> None:
+        """`start` starts `ranks` processes that train `run`, or raises NoPlace; `judged` hears how each start ended,
+        and `tell` what is to be done, in words for people.
+        """
+        self.run_folder, self.ranks, self.start, self.limits = run, ranks, start, limits
+        self.budget, self._sleep, self._judged, self._tell = budget or Budget(), sleep, judged, tell
+        self._causes: list[Cause] = []
+        self._seen: dict[int, tuple[dict[str, Any], float]] = {}
+        self._wish: int | None = None
+
+    def supervise(self) -> int:
+        """Returns 0 when the run is done, 1 when a person must look, 75 when it was asked to stop and has saved."""
+        old = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        try:
+            while True:
+                decision = self._one_start()
+                if decision.action is not Action.RELAUNCH:
+                    return {Action.FINISH: DONE, Action.HAND_OVER: HANDED_OVER}.get(decision.action, GAVE_UP)
+                if self._wish is not None:  # asked to stop between two starts: nothing is lost by leaving now
+                    return HANDED_OVER
+                self._sleep(decision.pause_s)
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _one_start(self) -> Decision:
+        checkpoint, generation, began = self._newest_checkpoint(), self.generation(), time.monotonic()
+        self._seen = {rank: (beat, -math.inf) for rank, beat in self._heartbeats().items()}  # of an earlier start
+        try:
+            started = self.start()
+        except NoPlace as error:
+            self.record("no place", words=str(error))
+            return Decision(Action.HAND_OVER, str(error))
+        silent = self._watch(started, began)
+        ended = self.generation()
+        if silent is not None:
+            cause = silent
+        elif ended == generation:
+            kind = "bad input" if started.poll() == BAD_INPUT else "killed"
+            cause = Cause(kind, "The ranks ended before they had joined the run; their output says why.")
+        else:
+            cause = first_cause(self.run_folder / "exits" / f"{ended:06d}", self.ranks)
+        if self._newest_checkpoint() > checkpoint:
+            self._causes.clear()  # it got further: the budget is new
+        self._causes.append(cause)
+        decision = decide(self._causes, self.budget, (self.run_folder / "STOP").exists())
+        self.record(
+            "end", start=ended, seconds=round(time.monotonic() - began, 1), cause=cause.as_dict(),
+            decision=decision.action.value, words=decision.words, pause_s=decision.pause_s,
+        )  # fmt: skip
+        self._judged(cause, decision)
+        self._tell(
+            f"supervisor: start {ended} ended at step {cause.step} ({cause.kind}): {decision.words} "
+            f"Next: {decision.action.value}."
+        )
+        return decision
+
+    def _watch(self, started: Started, began: float) -> Cause | None:
+        """Waits for the ranks' end; ends them when one is silent, and then says which."""
+        passed_on: int | None = None
+        while started.poll() is None:
+            if self._wish is not None and passed_on is None:
+                passed_on = self._wish
+                started.signal(passed_on)
+            silent = self._silent(began)
+            if silent is not None:
+                self.record("silent", cause=silent.as_dict())
+                started.kill()
+                return silent
+            self._sleep(POLL_S)
+        return None
+
+    def _silent(self, began: float) -> Cause | None:
+        """The rank that is furthest behind, if some rank has been silent for too long."""
+        now = time.monotonic()
+        for rank, beat in self._heartbeats().items():
+            if self._seen.get(rank, ({}, 0.0))[0] != beat:
+                self._seen[rank] = (beat, now)  # by our own clock: others' may jump, and each host has its own
+        beats = [(beat, now - when) for beat, when in self._seen.values() if when >= began]
+        if not beats:
+            limit = self.limits.of("start")
+            words = f"No rank has given a sign of life for {now - began:.0f} s (limit {limit:g} s)."
+            return Cause("silent", words) if 0 < limit < now - began else None
+        late = [
+            (beat, age)
+            for beat, age in beats
+            if beat["phase"] not in ("done", "stopped") and 0 < self.limits.of(beat["phase"]) < age
+        ]
+        if not late:
+            return None
+        # Ranks that wait for another one are silent too. The guilty one has done the fewest steps, or was silent first.
+        guilty, age = min(late, key=lambda found: (found[0]["step"], -found[1]))
+        limit = self.limits.of(guilty["phase"])
+        words = (
+            f"Rank {guilty['rank']} on {guilty['host']} has given no sign of life for {age:.0f} s in phase "
+            f"{guilty['phase']} (limit {limit:g} s)."
+        )
+        return Cause("silent", words, int(guilty["step"]), int(guilty["rank"]), str(guilty["host"]))
+
+    def _heartbeats(self) -> dict[int, dict[str, Any]]:
+        """Each rank's last one, whichever start it is of."""
+        found = {}
+        for path in (self.run_folder / "heartbeats").glob("rank-*.json"):
+            try:
+                beat = json.loads(path.read_text(encoding="utf-8"))
+                found[int(beat["rank"])] = {key: beat[key] for key in ("rank", "host", "phase", "step", "time")}
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return found
+
+    def generation(self) -> int:
+        """The number of the newest start that joined the run."""
+        folder = self.run_folder / "generations"
+        return max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()), default=0)
+
+    def _newest_checkpoint(self) -> int:
+        names = (path.name for path in (self.run_folder / "checkpoints").glob("step-*"))
+        return max((int(match.group(1)) for name in names if (match := _CHECKPOINT.fullmatch(name))), default=-1)
+
+    def record(self, event: str, **values: Any) -> None:
+        """Adds a line to `supervisor.jsonl`."""
+        record = {"event": event, "time": time.time(), **values}
+        try:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            with (self.run_folder / EVENTS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError:  # a full disk must not end what keeps the run alive
+            return
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        if self._wish is None:
+            self._wish = number

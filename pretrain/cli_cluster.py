@@ -1,0 +1,194 @@
+"""`pha launch`, `pha logs`, `pha cancel` and supervised training: the commands that join a run with `cluster`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pretrain.cli_output import Json, print_json
+from pretrain.config import RunConfig
+from pretrain.errors import RunError
+
+if TYPE_CHECKING:
+    from cluster.job import Job
+
+PACKAGES = ("pretrain", "model", "data_pipeline", "cluster")
+OUTSIDE_S = 45.0
+"""A rank's own watchdog comes first: it knows more, and takes up to 30 s for its last words."""
+SLURM_ROUNDING_S = 90
+UNKNOWN_SAVE_S = 30.0
+Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
+RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
+
+
+def supervise(config: RunConfig, command: list[str], ranks: int) -> int:
+    """Starts `command` as so many ranks on this machine until the run is done; returns the exit code."""
+    from cluster.local import LocalJob
+    from cluster.policy import Budget
+    from cluster.supervise import Limits, Supervisor
+    from pretrain.rundir import RunDirectory
+
+    directory = RunDirectory(config.run_dir)
+    directory.create()
+    limits = silent_after(config)
+    supervisor = Supervisor(
+        directory.path, ranks, lambda: LocalJob(command, ranks, directory.logs), Limits(limits, limits[""]),
+        Budget(config.cluster.relaunches), tell=lambda words: print(words, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    return supervisor.supervise()
+
+
+def silent_after(config: RunConfig) -> dict[str, float]:
+    """Phase of a heartbeat → seconds until a supervisor takes the rank for silent; `` is any other phase."""
+    limits = {phase: config.watchdog.of(phase) for phase in ("train", "save", "validate", "start")}
+    limits[""] = limits["start"]
+    return {phase: limit + OUTSIDE_S if limit else 0.0 for phase, limit in limits.items()}
+
+
+def launch(
+    config: Annotated[Path, typer.Argument(help="A YAML file, for example configs/openwebtext-pha-125m.yaml.")],
+    overrides: Overrides = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="Short for cluster.nodes.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the script; nothing is written.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train on Slurm, from a login node, until the run is done.
+
+    The script, the frozen config and a copy of the code go to RUN/launch/; editing this checkout changes nothing of
+    a run that is queued or starts again.
+    """
+    from cluster import slurm
+    from cluster.job import SCRIPT, freeze, new_folder
+    from pretrain import config_file
+
+    resolved = config_file.load(config, [*(overrides or ()), *([f"cluster.nodes={nodes}"] if nodes else [])])
+    run = resolved.run_dir.absolute()
+    if dry_run:
+        print(slurm.render(_job(resolved, run, run / "launch" / "NUMBER")), end="")
+        return
+    if (run / "STOP").exists():
+        raise RunError(f"{run / 'STOP'} asks this run not to train; remove that file to go on.")
+    _warn(resolved, run)
+    folder = new_folder(run)
+    (run / "logs").mkdir(exist_ok=True)
+    job = _job(resolved, run, folder)
+    root = Path(__file__).resolve().parents[1]
+    freeze(folder, config_file.dump(resolved.model_copy(update={"run_dir": run})), [root / name for name in PACKAGES])
+    job.save()
+    (folder / SCRIPT).write_text(slurm.render(job), encoding="utf-8")
+    said = slurm.submit(job, test_only=True)
+    number = slurm.submit(job)
+    (folder / "submitted.json").write_text(json.dumps({"job": number}) + "\n", encoding="utf-8")
+    if as_json:
+        print_json({"job": number, "folder": str(folder), "script": str(folder / SCRIPT)})
+        return
+    print(f"{said}\njob {number} trains {run} on {job.nodes} node(s), {job.ranks} rank(s): {folder / SCRIPT}")
+    print(f"pha status {run} shows what it does; pha cancel {run} saves and ends it.")
+
+
+def _job(config: RunConfig, run: Path, folder: Path) -> Job:
+    from cluster.job import Job
+    from pretrain.deepspeed_config import batch_split
+
+    cluster = config.cluster
+    batch_split(config, cluster.nodes * cluster.ranks)
+    save = _save_seconds(run)
+    lead = cluster.lead_s or round(SLURM_ROUNDING_S + 2 * (save or UNKNOWN_SAVE_S))
+    limit = cluster.time_s
+    if limit is not None and limit <= lead + 2 * (save or 0.0):
+        raise RunError(
+            f"cluster.time ({cluster.time}) leaves no time to train: {lead} s before its end the run is asked to stop "
+            f"(cluster.lead_s), and a checkpoint takes {save or 0:.0f} s; ask for more time."
+        )
+    directives = {
+        "job-name": f"pha-{run.name}",
+        "chdir": str(Path.cwd()),
+        "output": str(run / "logs" / "job-%j.out"),
+        "nodes": str(cluster.nodes + cluster.spare_nodes),
+        "ntasks-per-node": str(cluster.ranks),
+    }
+    optional = {
+        "cpus-per-task": cluster.cpus_per_rank,
+        "gpus-per-node": cluster.gpus_per_node or None,
+        "mem": cluster.memory,
+        "time": cluster.time,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "reservation": cluster.reservation,
+        "exclude": ",".join(cluster.exclude) or None,
+        **cluster.options,
+    }
+    directives.update({name: str(value) for name, value in optional.items() if value is not None})
+    return Job(
+        run=str(run),
+        folder=str(folder),
+        python=str(cluster.python or sys.executable),
+        nodes=cluster.nodes,
+        spare_nodes=cluster.spare_nodes,
+        ranks_per_node=cluster.ranks,
+        gpus_per_node=cluster.gpus_per_node,
+        cpus_per_rank=cluster.cpus_per_rank,
+        batches=[size for _, size in config.batches],
+        elastic=cluster.elastic,
+        directives=directives,
+        modules=list(cluster.modules),
+        env=dict(cluster.env),
+        interface=cluster.interface,
+        time_s=limit,
+        lead_s=lead,
+        silent_s=silent_after(config),
+        relaunches=cluster.relaunches,
+        successors=cluster.successors,
+    )
+
+
+def _save_seconds(run: Path) -> float | None:
+    """The longest of the run's last checkpoints, from its records; None where it has none."""
+    from pretrain import metrics
+
+    saved = [r for r in metrics.read(run / "metrics.jsonl") if r.get("event") == "checkpoint"]
+    return max((float(r["seconds"]) for r in saved[-20:] if "seconds" in r), default=None)
+
+
+def _warn(config: RunConfig, run: Path) -> None:
+    """What Slurm's own settings mean for this run."""
+    from cluster import slurm
+
+    save, wait = _save_seconds(run), slurm.seconds(slurm.settings().get("KillWait", ""))
+    if save is not None and wait is not None and save > wait:
+        print(
+            f"warning: a checkpoint of this run took {save:.0f} s, and Slurm kills {wait:.0f} s after a cancellation "
+            "or a preemption (KillWait): what was trained since the last checkpoint is then lost; `pha cancel` waits.",
+            file=sys.stderr,
+        )
+    for name, path in config.data.paths.items():
+        if isinstance(path, Path) and not path.exists():
+            raise RunError(f"The dataset {name} ({path}) is not there; build it, or give its place in data.path.")
+
+
+def logs(
+    run: RunArgument,
+    first_error: Annotated[bool, typer.Option("--first-error", help="Only the rank that failed first.")] = False,
+    lines: Annotated[int, typer.Option(min=1, help="Last lines of each file.")] = 20,
+) -> None:
+    """Show the last words of the newest start's ranks; with --first-error those of the one that failed first."""
+    from cluster.logs import last_words
+
+    for title, text in last_words(run, lines, first_error):
+        print(f"==> {title} <==\n{text}")
+
+
+def cancel(
+    run: RunArgument,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for a checkpoint.")] = False,
+) -> None:
+    """Save and end a launched run, and take its queued jobs back."""
+    from cluster.logs import end
+
+    print(end(run, now))

@@ -1,0 +1,101 @@
+"""Where and how a run is launched with `pha launch`. It changes nothing of what is trained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, StringConstraints, field_validator
+
+from pretrain.section import Section
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:=@/+%&|()*\[\]-]+$")]
+"""What Slurm takes for a partition, an account, a constraint: no blanks, quotes or anything that a shell reads."""
+
+TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d{1,2}):(\d{2})")
+
+
+class ClusterConfig(Section):
+    """The job of a run on Slurm."""
+
+    nodes: int = Field(1, ge=1)
+    """That train at once."""
+    spare_nodes: int = Field(0, ge=0)
+    """More nodes in the allocation, which take over from one that is lost."""
+    gpus_per_node: int = Field(0, ge=0)
+    """0 trains on CPUs."""
+    ranks_per_node: int | None = Field(None, ge=1)
+    """None is one a GPU, and one on a node without."""
+    cpus_per_rank: int | None = Field(None, ge=1)
+    memory: Name | None = None
+    """Of a node, as Slurm writes it: 200G. None is the partition's default."""
+    time: str | None = None
+    """The allocation's limit: MM:SS, HH:MM:SS or D-HH:MM:SS; a longer run goes on in successors. None is the
+    partition's default."""
+    lead_s: int | None = Field(None, ge=1)
+    """So long before the limit the run is asked to stop. None is 90 s (Slurm's own rounding) and twice what a
+    checkpoint took."""
+    partition: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
+    constraint: Name | None = None
+    reservation: Name | None = None
+    exclude: tuple[Name, ...] = ()
+    """Nodes that are not to be used."""
+    options: dict[str, Name] = Field(default_factory=dict)
+    """Further options of sbatch, without their dashes: {switches: "1"}."""
+    modules: tuple[Name, ...] = ()
+    """Loaded before anything else, with `module load`."""
+    python: Path | None = None
+    """The interpreter on the nodes; None is the one that `pha launch` runs in."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Further environment variables of the job."""
+    interface: Name | None = None
+    """The network interface that ranks meet on, such as ib0; None leaves the choice to gloo and NCCL."""
+    elastic: bool = True
+    """Whether fewer nodes go on, as many as divide every global batch, when there are no spare ones left."""
+    relaunches: int = Field(5, ge=0)
+    """Starts in a row that may end without a new checkpoint."""
+    successors: int = Field(100, ge=0)
+    """Jobs that may follow the first one."""
+
+    @field_validator("time")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is not None and not TIME.fullmatch(value):
+            raise ValueError(f"cluster.time ({value}) must look like 30:00, 12:00:00 or 2-00:00:00")
+        return value
+
+    @field_validator("options")
+    @classmethod
+    def _are_options(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[a-z][a-z-]*", name):
+                raise ValueError(
+                    f"cluster.options has the key '{name}', which must be an option of sbatch without dashes"
+                )
+        return value
+
+    @field_validator("env")
+    @classmethod
+    def _are_variables(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"cluster.env has the key '{name}', which is no name of an environment variable")
+        return value
+
+    @property
+    def ranks(self) -> int:
+        """Of one node."""
+        return self.ranks_per_node or max(1, self.gpus_per_node)
+
+    @property
+    def time_s(self) -> int | None:
+        """The limit in seconds."""
+        if self.time is None:
+            return None
+        match = TIME.fullmatch(self.time)
+        assert match is not None  # _is_a_time
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds

@@ -1,0 +1,174 @@
+"""The supervisor's judgement, on a clock and processes of the test's own; `tests/e2e` has real ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cluster import supervise
+from cluster.policy import Budget
+from cluster.supervise import Limits, NoPlace, Supervisor, read_events
+
+
+class World:
+    """A run's folder, a clock that only sleeping moves, and starts that play scripts."""
+
+    def __init__(self, folder, monkeypatch, *scripts):
+        self.folder, self.now, self.scripts, self.starts, self.killed = folder, 100.0, list(scripts), 0, []
+        monkeypatch.setattr(supervise.time, "monotonic", lambda: self.now)
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+    def start(self):
+        self.starts += 1
+        (self.folder / "generations").mkdir(exist_ok=True)
+        (self.folder / "generations" / f"{self.starts:06d}.json").touch()
+        return Played(self, self.scripts.pop(0)(self), self.now)
+
+    def leave(self, kind, rank=0, **more):
+        folder = self.folder / "exits" / f"{self.starts:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"rank-{rank}.json").write_text(json.dumps({"rank": rank, "kind": kind, "time": self.now, **more}))
+
+    def beat(self, rank, step, phase="train"):
+        (self.folder / "heartbeats").mkdir(exist_ok=True)
+        beat = {"rank": rank, "host": f"n{rank}", "phase": phase, "step": step, "time": self.now + 1e6 * rank}
+        (self.folder / "heartbeats" / f"rank-{rank}.json").write_text(json.dumps(beat))
+
+    def checkpoint(self, step):
+        (self.folder / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+
+    def supervisor(self, **options):
+        limits = Limits({"train": 10.0, "start": 60.0}, 60.0)
+        return Supervisor(self.folder, 2, self.start, limits, sleep=self.sleep, **options)
+
+
+class Played:
+    """A start: a generator that yields while it runs and returns a code."""
+
+    def __init__(self, world, script, began):
+        self.world, self.script, self.code = world, script, None
+
+    def poll(self):
+        if self.code is None:
+            try:
+                next(self.script)
+            except StopIteration as end:
+                self.code = end.value or 0
+        return self.code
+
+    def signal(self, number):
+        self.world.leave("stopped")
+        self.world.leave("stopped", rank=1)
+        self.code = 75
+
+    def kill(self):
+        self.world.killed.append(self.world.now)
+        self.code = -9
+
+
+def ends(kind, code, checkpoint=None, **more):
+    def script(world):
+        yield
+        if checkpoint is not None:
+            world.checkpoint(checkpoint)
+        world.leave(kind, **more)
+        return code
+
+    return script
+
+
+def test_it_starts_again_until_the_run_is_done(tmp_path, monkeypatch):
+    world = World(tmp_path, monkeypatch, ends("failed", 1, words="a"), ends("hang", 75), ends("done", 0))
+    assert world.supervisor().supervise() == 0
+    ended = [e for e in read_events(tmp_path) if e["event"] == "end"]
+    assert [(e["start"], e["cause"]["kind"], e["decision"]) for e in ended] == [
+        (1, "failed", "relaunch"),
+        (2, "hang", "relaunch"),
+        (3, "done", "finish"),
+    ]
+
+
+def test_a_budget_without_progress_ends_and_progress_renews_it(tmp_path, monkeypatch):
+    scripts = [ends("killed", -9, words=str(n)) for n in range(3)]
+    world = World(tmp_path, monkeypatch, *scripts)
+    assert world.supervisor(budget=Budget(relaunches=2)).supervise() == 1
+    assert "without a new checkpoint" in read_events(tmp_path)[-1]["words"]
+    (other := tmp_path / "other").mkdir()
+    further = [ends("killed", -9, checkpoint=n, words=str(n)) for n in range(6)]
+    world = World(other, monkeypatch, *further, ends("done", 0))
+    assert world.supervisor(budget=Budget(relaunches=2)).supervise() == 0
+
+
+def test_the_silent_rank_is_named_by_steps_and_not_by_clocks(tmp_path, monkeypatch):
+    def hangs(world):
+        for rank in range(2):
+            world.beat(rank, 1)
+        yield
+        world.beat(0, 5)  # it waits for rank 1, whose clock is eleven days ahead
+        while True:
+            yield
+
+    world = World(tmp_path, monkeypatch, hangs, ends("done", 0))
+    world.beat(0, 900)  # of an earlier life of the run
+    assert world.supervisor().supervise() == 0
+    silent = next(e for e in read_events(tmp_path) if e["event"] == "silent")
+    assert (silent["cause"]["rank"], silent["cause"]["host"], silent["cause"]["step"]) == (1, "n1", 1)
+    assert 10 < world.killed[0] - 100 < 13
+
+
+def test_a_start_without_any_sign_of_life_is_ended_too(tmp_path, monkeypatch):
+    def nothing(world):
+        while True:
+            yield
+
+    world = World(tmp_path, monkeypatch, nothing, ends("done", 0))
+    assert world.supervisor().supervise() == 0
+    assert 60 < world.killed[0] - 100 < 62
+    assert "No rank has given a sign of life" in read_events(tmp_path)[0]["cause"]["words"]
+
+
+def test_a_rank_that_has_ended_is_not_silent(tmp_path, monkeypatch):
+    def slow_end(world):
+        for rank in range(2):
+            world.beat(rank, 9, "done")
+        for _ in range(200):
+            yield
+        world.leave("done")
+        return 0
+
+    world = World(tmp_path, monkeypatch, slow_end)
+    assert world.supervisor().supervise() == 0
+    assert world.killed == []
+
+
+def test_nowhere_to_start_is_handed_over(tmp_path, monkeypatch):
+    def nowhere(world):
+        raise NoPlace("2 of 4 nodes answer")
+
+    world = World(tmp_path, monkeypatch, nowhere)
+    assert world.supervisor().supervise() == 75
+    assert read_events(tmp_path)[-1]["words"] == "2 of 4 nodes answer"
+
+
+def test_a_wish_to_stop_is_passed_on_once(tmp_path, monkeypatch):
+    def patient(world):
+        yield
+        supervisor._on_signal(15, None)
+        while True:
+            yield
+
+    world = World(tmp_path, monkeypatch, patient)
+    supervisor = world.supervisor()
+    assert supervisor.supervise() == 75
+    assert read_events(tmp_path)[-1]["cause"]["kind"] == "stopped"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"rank": 0}', "[]", "null"])
+def test_torn_heartbeats_are_none(tmp_path, monkeypatch, text):
+    (tmp_path / "heartbeats").mkdir()
+    (tmp_path / "heartbeats" / "rank-0.json").write_text(text)
+    world = World(tmp_path, monkeypatch, ends("done", 0))
+    assert world.supervisor().supervise() == 0
