@@ -21,7 +21,7 @@ from cluster.job import CONFIG, Job, largest_world
 from cluster.policy import Action, Budget, Cause, Decision
 from cluster.supervise import HANDED_OVER, Limits, NoPlace, Supervisor, read_events
 
-LEAVE_S = 20.0
+LEAVE_S = 5.0
 """So long srun may take to end when its ranks are gone; on a lost node it would wait for much longer."""
 PORTS = (20_000, 20_000)
 """The first one and how many."""
@@ -47,19 +47,23 @@ class Step:
 
     def kill(self) -> None:
         """Ends the step on every node that answers, and srun, which would wait for those that do not."""
-        self._to_all("KILL")
+        sent = self._to_all("KILL")
         try:
             self._srun.wait(LEAVE_S)
         except subprocess.TimeoutExpired:
             self._srun.kill()
             self._srun.wait()
+        for one in sent:
+            one.poll()
 
-    def _to_all(self, name: str) -> None:
+    def _to_all(self, name: str) -> list[subprocess.Popen[bytes]]:
+        """Not waited for: scancel waits in turn for nodes that are gone."""
         try:
-            for step in slurm.steps_of(self._job_id):
-                slurm.command(["scancel", f"--signal={name}", step])
-        except ClusterError as error:
+            steps = slurm.steps_of(self._job_id)
+            return [subprocess.Popen(["scancel", f"--signal={name}", step]) for step in steps]
+        except (ClusterError, OSError) as error:
             print(f"job supervisor: {error}", file=sys.stderr, flush=True)
+            return []
 
 
 class JobSupervisor:
@@ -143,7 +147,7 @@ class JobSupervisor:
 
     def _judged(self, cause: Cause, decision: Decision) -> None:
         """A node whose rank was silent, or that is lost, is the last choice from now on."""
-        if decision.action is Action.RELAUNCH and cause.kind == "silent" and cause.host in self.used:
+        if decision.action is Action.RELAUNCH and cause.kind in ("silent", "hang") and cause.host in self.used:
             self.blamed.append(cause.host)
 
     def _port(self, head: str, number: int) -> int:

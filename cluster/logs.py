@@ -10,7 +10,7 @@ from cluster import slurm
 from cluster.errors import ClusterError
 from cluster.job import FOLDER
 from cluster.policy import first_cause
-from cluster.supervise import read_events
+from cluster.supervise import WELL, read_events
 
 
 def last_words(run: Path, lines: int, first_error: bool) -> Iterator[tuple[str, str]]:
@@ -32,13 +32,13 @@ def last_words(run: Path, lines: int, first_error: bool) -> Iterator[tuple[str, 
 
 
 def _first_error(run: Path, lines: int) -> tuple[str, str]:
-    failed = [e for e in read_events(run) if e.get("event") == "end" and e.get("cause", {}).get("kind") not in _WELL]
+    failed = [e for e in read_events(run) if e.get("event") == "end" and e.get("cause", {}).get("kind") not in WELL]
     if failed:
         start, cause = int(failed[-1]["start"]), failed[-1]["cause"]
     else:
         starts = [int(p.name) for p in (run / "exits").glob("*") if p.name.isdigit()]
         causes = ((n, first_cause(run / "exits" / f"{n:06d}", 0).as_dict()) for n in sorted(starts, reverse=True))
-        start, cause = next(((n, c) for n, c in causes if c["kind"] not in _WELL), (0, {}))
+        start, cause = next(((n, c) for n, c in causes if c["kind"] not in WELL), (0, {}))
     if not cause:
         raise ClusterError(f"No start of {run} has failed.")
     rank = cause.get("rank")
@@ -46,9 +46,6 @@ def _first_error(run: Path, lines: int) -> tuple[str, str]:
     places = [run / "logs" / f"start-{start:06d}" / f"rank-{rank}.out", run / "logs" / f"rank-{rank}.log"]
     place = next((path for path in places if path.is_file()), None)
     return title, f"{place}\n{_tail(place, lines)}" if place else "(it left no file)"
-
-
-_WELL = ("done", "stopped")
 
 
 def _tail(path: Path, lines: int) -> str:

@@ -67,7 +67,7 @@ _LAST = ("peer lost", "stopped", "done")
 
 def first_cause(folder: Path, ranks: int) -> Cause:
     """What ended the start whose ranks' notes lie in `folder`; `ranks` is how many there were."""
-    notes = sorted(_notes(folder), key=lambda note: float(note.get("time", 0.0)))
+    notes = sorted(notes_in(folder), key=lambda note: float(note.get("time", 0.0)))
     for note in sorted(notes, key=lambda note: note.get("kind") in _LAST):
         if note.get("kind") == "peer lost" and len(notes) < ranks:
             break  # whom it lost has left no note
@@ -83,7 +83,8 @@ def first_cause(folder: Path, ranks: int) -> Cause:
     return Cause("killed", words, rank=missing[0] if missing else None)
 
 
-def _notes(folder: Path) -> Iterable[dict[str, Any]]:
+def notes_in(folder: Path) -> Iterable[dict[str, Any]]:
+    """The notes of the ranks of one start; what cannot be read is left out."""
     for path in folder.glob("rank-*.json"):
         try:
             note = json.loads(path.read_text(encoding="utf-8"))

@@ -7,6 +7,7 @@ What it did and why is in `supervisor.jsonl`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -18,10 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from cluster.policy import Action, Budget, Cause, Decision, decide, first_cause
+from cluster.policy import Action, Budget, Cause, Decision, decide, first_cause, notes_in
 
 POLL_S = 0.2
 EVENTS = "supervisor.jsonl"
+FOLLOW_S = 5.0
+"""So long after a rank has failed by itself the others may take to leave."""
+WELL = ("done", "stopped")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 DONE, GAVE_UP, BAD_INPUT, HANDED_OVER = 0, 1, 2, 75
 _CHECKPOINT = re.compile(r"step-(\d+)")
@@ -121,7 +125,7 @@ class Supervisor:
             kind = "bad input" if started.poll() == BAD_INPUT else "killed"
             cause = Cause(kind, "The ranks ended before they had joined the run; their output says why.")
         else:
-            cause = first_cause(self.run_folder / "exits" / f"{ended:06d}", self.ranks)
+            cause = self._who(first_cause(self._exits(ended), self.ranks), ended)
         if self._newest_checkpoint() > checkpoint:
             self._causes.clear()  # it got further: the budget is new
         self._causes.append(cause)
@@ -137,10 +141,29 @@ class Supervisor:
         )
         return decision
 
+    def _exits(self, start: int) -> Path:
+        return self.run_folder / "exits" / f"{start:06d}"
+
+    def _who(self, cause: Cause, start: int) -> Cause:
+        """A rank's watchdog tells of a hang, and most often of another rank's: one that could say nothing itself."""
+        if cause.kind != "hang" or not self._seen:
+            return cause
+        spoke = {note.get("rank") for note in notes_in(self._exits(start))}
+        beats = [beat for beat, _ in self._seen.values()]
+        mute = [beat for beat in beats if beat["rank"] not in spoke]
+        behind = min(mute or beats, key=lambda beat: (beat["step"], beat["time"]))
+        return dataclasses.replace(cause, rank=int(behind["rank"]), host=str(behind["host"]))
+
     def _watch(self, started: Started, began: float) -> Cause | None:
         """Waits for the ranks' end; ends them when one is silent, and then says which."""
         passed_on: int | None = None
+        failed_at, start = math.inf, self.generation() + 1
         while started.poll() is None:
+            if failed_at == math.inf and any(n.get("kind") not in WELL for n in notes_in(self._exits(start))):
+                failed_at = time.monotonic()
+            if time.monotonic() - failed_at > FOLLOW_S:  # the others cannot leave, or their node is gone
+                started.kill()
+                return None
             if self._wish is not None and passed_on is None:
                 passed_on = self._wish
                 started.signal(passed_on)

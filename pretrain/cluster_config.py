@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, StringConstraints, field_validator
 
@@ -59,6 +59,16 @@ class ClusterConfig(Section):
     """Starts in a row that may end without a new checkpoint."""
     successors: int = Field(100, ge=0)
     """Jobs that may follow the first one."""
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _may_be_seconds(cls, value: Any) -> Any:
+        """YAML takes 12:00:00 without quotes for a number to the base of 60: just these seconds."""
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            minutes, second = divmod(value, 60)
+            hours, minute = divmod(minutes, 60)
+            return f"{hours // 24}-{hours % 24:02d}:{minute:02d}:{second:02d}"
+        return value
 
     @field_validator("time")
     @classmethod

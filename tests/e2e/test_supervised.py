@@ -59,6 +59,7 @@ def test_a_killed_and_then_a_frozen_rank_cost_two_starts_and_no_bit(undisturbed,
     ended = [e for e in read_events(run) if e["event"] == "end"]
     assert [e["decision"] for e in ended] == ["relaunch", "relaunch", "finish"]
     assert [e["cause"]["kind"] for e in ended] == ["killed", "hang", "done"]
+    assert ended[1]["cause"]["rank"] == 1, "the one that was frozen, not the one that noticed"
     assert "supervisor: start 1 ended" in words and "Traceback" not in words
     assert training(run) == training(reference)
     assert sha256(newest(run / "checkpoints").weights) == sha256(newest(reference / "checkpoints").weights)

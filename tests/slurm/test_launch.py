@@ -1,0 +1,114 @@
+"""`pha launch` on a real Slurm of four nodes: ranks and nodes die, the run does not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import warnings
+
+import pytest
+
+from cluster.supervise import read_events
+from pretrain.checkpoint import newest
+from pretrain.files import sha256
+from tests.e2e.runs import start, training, write_config
+from tests.slurm import bed
+
+PATIENCE_S = 150.0
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_dataset):
+    """A folder that all nodes see, with the dataset in it, while the cluster is up."""
+    if reason := bed.missing():
+        warnings.warn(f"Slurm was NOT tested: {reason}", stacklevel=1)
+        pytest.skip(reason)
+    bed.up()
+    shared = bed.SHARED / f"tests-{time.time_ns()}"
+    shutil.copytree(tiny_dataset, shared / "data")
+    yield shared
+    bed.down()
+    shutil.rmtree(shared)
+
+
+def launch(folder, run, *overrides):
+    """Launches on the login host; returns the job's number."""
+    text = bed.told(
+        sys.executable, "-m", "pretrain.cli", "launch", str(folder / "run.yaml"), f"run_dir={run}", *overrides
+    )
+    return next(word for line in text.splitlines() if line.startswith("job ") for word in line.split()[1:2])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder):
+    """The same run on two ranks of this machine."""
+    config = write_config(folder, folder / "data", folder / "reference")
+    assert start(folder / "reference", config, *LONG).wait() == 0
+    return folder / "reference"
+
+
+LONG = ("train.steps=120", "eval.every=0", "watchdog.step_s=5", "checkpoint.every=8")
+
+
+def wait(condition, words):
+    bed.wait_until(condition, PATIENCE_S, words)
+
+
+def ended(run):
+    return [e for e in read_events(run) if e["event"] == "end"]
+
+
+def jobs_left():
+    return bed.told("squeue", "-h", "-o", "%i").split()
+
+
+def test_a_killed_rank_and_a_lost_node_cost_two_starts_and_no_bit(folder, undisturbed):
+    run = folder / "lost"
+    launch(folder, run, *LONG, "cluster.nodes=2", "cluster.spare_nodes=1", "cluster.time=20:00")
+    wait(lambda: 10 in training(run), "step 10")
+    first = next(e for e in read_events(run) if e["event"] == "start")
+    victim = first["nodes"][1]
+    bed.enter(victim, "pkill", "-9", "-f", "pretrain.cli train", check=True)
+    wait(lambda: len(ended(run)) == 1, "the end of the first start")
+    seen = max(training(run))
+    wait(lambda: max(training(run)) > seen and len(list((run / "generations").glob("*"))) == 2, "the second start")
+    bed.crash(victim)
+    wait(lambda: len(ended(run)) == 3, "the end of the run")
+    bed.boot(victim)
+    assert [e["decision"] for e in ended(run)] == ["relaunch", "relaunch", "finish"]
+    starts = [e for e in read_events(run) if e["event"] == "start"]
+    assert victim not in starts[2]["nodes"] and starts[2]["ranks"] == 2, "the spare node took over"
+    assert training(run) == training(undisturbed)
+    assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
+    wait(lambda: not jobs_left(), "the end of the job")
+
+
+def test_a_job_that_must_end_hands_over_to_a_successor_with_the_code_of_its_launch(folder, undisturbed):
+    run = folder / "handed"
+    wait(lambda: len(bed.idle()) >= 2, "two idle nodes")
+    job = launch(folder, run, *LONG, "cluster.nodes=2", "cluster.time=20:00")
+    frozen = run / "launch" / "000001"
+    assert (frozen / "code" / "pretrain" / "run.py").is_file() and json.loads((frozen / "job.json").read_text())[
+        "nodes"
+    ] == 2
+    wait(lambda: 10 in training(run), "step 10")
+    bed.told("scancel", "--signal=USR1", "--batch", job)  # as Slurm does before the time limit
+    wait(lambda: len(ended(run)) == 2, "the end of the run")
+    (successor,) = [e for e in read_events(run) if e["event"] == "successor"]
+    assert successor["after"] == job and [e["decision"] for e in ended(run)] == ["hand over", "finish"]
+    assert training(run) == training(undisturbed)
+    assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
+
+
+def test_a_cancelled_run_saves_and_nobody_follows_it(folder):
+    run = folder / "cancelled"
+    wait(lambda: len(bed.idle()) >= 2, "two idle nodes")
+    launch(folder, run, "train.steps=100000", "eval.every=0", "cluster.nodes=2", "cluster.time=20:00")
+    wait(lambda: 5 in training(run), "step 5")
+    said = bed.told(sys.executable, "-m", "pretrain.cli", "cancel", str(run))
+    assert "asks the run to save and end" in said
+    wait(lambda: not jobs_left(), "the end of the job")
+    assert newest(run / "checkpoints").step == max(training(run))
+    assert [e["decision"] for e in ended(run)] == ["finish"]
