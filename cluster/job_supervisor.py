@@ -171,7 +171,14 @@ class JobSupervisor:
             words = f"{handed} jobs have followed, which is all that cluster.successors allows."
             self.supervisor.record("rest", words=words)
             return 1
-        number = slurm.submit(self.job, after=self.job_id, exclude=self.blamed)
+        try:
+            number = slurm.submit(self.job, after=self.job_id, exclude=self.blamed)
+        except ClusterError as error:  # without the blamed nodes there may be too few at all
+            if not self.blamed:
+                raise
+            self.supervisor.record("no exclusion", words=str(error))
+            self.blamed = []
+            number = slurm.submit(self.job, after=self.job_id)
         self.supervisor.record("successor", job=number, after=self.job_id, exclude=self.blamed)
         return 0
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
@@ -60,6 +61,23 @@ def _directive(name: str, value: str) -> str:
     return f'"{value}"' if re.search(r"\s", value) else value
 
 
+PATIENCE_S = 600.0
+"""So long a running job waits for a controller that does not answer: it may be restarting, and the job runs on."""
+_UNREACHABLE = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Zero Bytes were")
+
+
+def patiently(arguments: Sequence[str], sleep: Callable[[float], None] = time.sleep) -> str:
+    """`command`, again and again while the controller cannot be reached. Raises ClusterError."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return command(arguments)
+        except ClusterError as error:
+            if not any(words in str(error) for words in _UNREACHABLE) or time.monotonic() > deadline:
+                raise
+            sleep(5.0)
+
+
 def command(arguments: Sequence[str], timeout_s: float = 60.0) -> str:
     """The output of one of Slurm's commands. Raises ClusterError with its own words."""
     try:
@@ -99,7 +117,8 @@ def submit(job: Job, *, test_only: bool = False, after: str | None = None, exclu
         if done.returncode:
             raise ClusterError(f"sbatch would refuse the job: {words}")
         return words
-    return command([*arguments, script]).strip().partition(";")[0]
+    ask = command if after is None else patiently
+    return ask([*arguments, script]).strip().partition(";")[0]
 
 
 def settings() -> dict[str, str]:
@@ -125,7 +144,7 @@ def hostnames(nodelist: str) -> list[str]:
 
 def nodes_of(job_id: str) -> list[str]:
     """Those that the job has now: an allocation without --kill-on-lost-node shrinks."""
-    return hostnames(command(["squeue", "--noheader", "--jobs", job_id, "--format=%N"]).strip())
+    return hostnames(patiently(["squeue", "--noheader", "--jobs", job_id, "--format=%N"]).strip())
 
 
 _LOST = ("down", "fail", "not_resp", "unk", "power", "reboot")
@@ -135,7 +154,7 @@ def answering(nodes: Sequence[str]) -> list[str]:
     """Of these nodes the ones that Slurm has not lost; draining ones go on for the job that has them."""
     if not nodes:
         return []
-    told = command(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "--format=%N %T"])
+    told = patiently(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "--format=%N %T"])
     states: dict[str, str] = {}
     for line in told.splitlines():
         name, _, state = line.strip().partition(" ")
@@ -145,7 +164,7 @@ def answering(nodes: Sequence[str]) -> list[str]:
 
 def steps_of(job_id: str) -> list[str]:
     """The numbers of the job's running steps, `17.0`, those of srun only."""
-    told = command(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i"]).split()
+    told = patiently(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i"]).split()
     return [step for step in told if re.fullmatch(r"\d+\.\d+", step)]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
+from cluster.supervise import read_events
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class RunStatus:
     """How often the run was started."""
     exits: list[dict[str, Any]]
     """Why ranks of the newest start left, first cause first; empty while it runs, or where they were killed."""
+    ends: list[dict[str, Any]]
+    """What a supervisor found at the ends of the last starts, and what it did; empty where none watches."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -73,6 +76,7 @@ def read_status(run: Path) -> RunStatus:
         quarantined=_quarantined(run / "quarantine.jsonl"),
         starts=(newest := _newest_start(run / "generations")),
         exits=_exits(run / "exits" / f"{newest:06d}"),
+        ends=[event for event in read_events(run) if event.get("event") != "start"][-5:],
     )
 
 

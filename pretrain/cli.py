@@ -260,6 +260,10 @@ def status(run: RunArgument, as_json: Json = False) -> None:
         title += f"; start {found.starts} ended: rank {first['rank']} {first['kind']} ({first['words']})"
     rows = [(str(r.rank), r.host, r.phase, str(r.step), f"{r.age_s:.0f} s ago") for r in found.ranks]
     print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
+    for event in found.ends:
+        what = event.get("cause", {}).get("kind") or event.get("job") or ""
+        then = f" → {event['decision']}" if "decision" in event else ""
+        print(f"supervisor: {event['event']} {event.get('start', '')} {what}{then}: {event.get('words', '')}")
 
 
 @app.command()

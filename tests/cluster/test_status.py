@@ -21,8 +21,10 @@ def test_a_run_is_read_from_its_files_alone(tmp_path):
     (tmp_path / "heartbeats" / "rank-1.json").write_text(json.dumps(beat))
     blocks = [{"dataset": "data", "split": "train", "block": block} for block in (3, 5, 3)]
     (tmp_path / "quarantine.jsonl").write_text("".join(json.dumps(b) + "\n" for b in blocks) + '{"data')
+    events = [{"event": "start", "start": 1}, {"event": "end", "start": 1, "decision": "relaunch"}]
+    (tmp_path / "supervisor.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events) + '{"ev')
     status = read_status(tmp_path)
-    assert status.quarantined == 2
+    assert status.quarantined == 2 and status.ends == events[1:]
     assert (status.step, status.steps, status.loss, status.checkpoints) == (2, 100, 2.0, [2])
     assert status.ranks[0].host == "n1"
     assert 4 < status.ranks[0].age_s < 60

@@ -13,6 +13,7 @@ and /dev/shm are each host's own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path("/tmp/pha-slurm")
+SHARED = Path(os.environ.get("PHA_SLURM_SHARED", "/tmp/pha-slurm"))
 STATE = SHARED / "bed"
 NET = "10.99.7"
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2")
@@ -225,9 +226,10 @@ def down() -> None:
             os.kill(pid, 9)
     wait_until(lambda: not any(first_process(p.name) for p in (STATE / "pid").glob("*")), 5, "a host does not die")
     for group in Path("/sys/fs/cgroup").glob("*/slurm_n[0-9]*"):
-        for folder in sorted((p for p in group.rglob("*") if p.is_dir()), reverse=True):
-            folder.rmdir()
-        group.rmdir()
+        with contextlib.suppress(OSError):  # of another bed, which is still up
+            for folder in sorted((p for p in group.rglob("*") if p.is_dir()), reverse=True):
+                folder.rmdir()
+            group.rmdir()
     shutil.rmtree(STATE, ignore_errors=True)
 
 

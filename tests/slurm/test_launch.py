@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -14,6 +15,8 @@ from cluster.supervise import read_events
 from pretrain.checkpoint import newest
 from pretrain.files import sha256
 from tests.e2e.runs import start, training, write_config
+
+os.environ.setdefault("PHA_SLURM_SHARED", f"/tmp/pha-slurm-{os.getpid()}")  # not the one that somebody tries things on
 from tests.slurm import bed
 
 PATIENCE_S = 150.0
@@ -30,7 +33,7 @@ def folder(tiny_dataset):
     shutil.copytree(tiny_dataset, shared / "data")
     yield shared
     bed.down()
-    shutil.rmtree(shared)
+    shutil.rmtree(bed.SHARED)
 
 
 def launch(folder, run, *overrides):
