@@ -86,9 +86,10 @@ class JobSupervisor:
         code = self.supervisor.supervise()
         if code != HANDED_OVER:
             return code
-        state = slurm.state_of(self.job_id)
-        if (self.run / "STOP").exists() or state.startswith("CANCELLED"):
-            self.supervisor.record("rest", words=f"The job is {state or 'gone'}: nobody follows it.")
+        # The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
+        cancelled = self.supervisor.wish == signal.SIGTERM and not slurm.preempted(self.job_id)
+        if cancelled or (self.run / "STOP").exists():
+            self.supervisor.record("rest", words=f"Job {self.job_id} was cancelled: nobody follows it.")
             return 0
         return self._hand_over()
 

@@ -169,10 +169,19 @@ def steps_of(job_id: str) -> list[str]:
 
 
 def state_of(job_id: str) -> str:
-    """RUNNING, CANCELLED, PREEMPTED, ...; empty where the controller does not know the job."""
+    """PENDING, RUNNING, COMPLETING, CANCELLED, ...; empty where the controller does not know the job."""
+    return _told_of(job_id, "JobState")
+
+
+def preempted(job_id: str) -> bool:
+    """Whether the job must make room for another one; while it does, its state does not tell."""
+    return _told_of(job_id, "PreemptTime") not in ("", "None", "Unknown")
+
+
+def _told_of(job_id: str, name: str) -> str:
     try:
         told = command(["scontrol", "--oneliner", "show", "job", job_id])
     except ClusterError:
         return ""
-    match = re.search(r"\bJobState=(\S+)", told)
+    match = re.search(rf"\b{name}=(\S+)", told)
     return match.group(1) if match else ""

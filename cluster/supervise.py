@@ -92,7 +92,8 @@ class Supervisor:
         self.budget, self._sleep, self._judged, self._tell = budget or Budget(), sleep, judged, tell
         self._causes: list[Cause] = []
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}
-        self._wish: int | None = None
+        self.wish: int | None = None
+        """The first signal that asked this process to stop."""
 
     def supervise(self) -> int:
         """Returns 0 when the run is done, 1 when a person must look, 75 when it was asked to stop and has saved."""
@@ -102,7 +103,7 @@ class Supervisor:
                 decision = self._one_start()
                 if decision.action is not Action.RELAUNCH:
                     return {Action.FINISH: DONE, Action.HAND_OVER: HANDED_OVER}.get(decision.action, GAVE_UP)
-                if self._wish is not None:  # asked to stop between two starts: nothing is lost by leaving now
+                if self.wish is not None:  # asked to stop between two starts: nothing is lost by leaving now
                     return HANDED_OVER
                 self._sleep(decision.pause_s)
         finally:
@@ -164,8 +165,8 @@ class Supervisor:
             if time.monotonic() - failed_at > FOLLOW_S:  # the others cannot leave, or their node is gone
                 started.kill()
                 return None
-            if self._wish is not None and passed_on is None:
-                passed_on = self._wish
+            if self.wish is not None and passed_on is None:
+                passed_on = self.wish
                 started.signal(passed_on)
             silent = self._silent(began)
             if silent is not None:
@@ -233,5 +234,5 @@ class Supervisor:
             return
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self._wish is None:
-            self._wish = number
+        if self.wish is None:
+            self.wish = number

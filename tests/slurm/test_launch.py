@@ -105,13 +105,32 @@ def test_a_job_that_must_end_hands_over_to_a_successor_with_the_code_of_its_laun
     assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
 
 
-def test_a_cancelled_run_saves_and_nobody_follows_it(folder):
-    run = folder / "cancelled"
+@pytest.mark.parametrize("how", ["pha cancel", "scancel"])
+def test_a_cancelled_run_saves_and_nobody_follows_it(how, folder):
+    run = folder / how
     wait(lambda: len(bed.idle()) >= 2, "two idle nodes")
-    launch(folder, run, "train.steps=100000", "eval.every=0", "cluster.nodes=2", "cluster.time=20:00")
+    job = launch(folder, run, "train.steps=100000", "eval.every=0", "cluster.nodes=2", "cluster.time=20:00")
     wait(lambda: 5 in training(run), "step 5")
-    said = bed.told(sys.executable, "-m", "pretrain.cli", "cancel", str(run))
-    assert "asks the run to save and end" in said
+    if how == "scancel":
+        bed.told("scancel", job)
+    else:
+        said = bed.told(sys.executable, "-m", "pretrain.cli", "cancel", str(run))
+        assert "asks the run to save and end" in said
     wait(lambda: not jobs_left(), "the end of the job")
     assert newest(run / "checkpoints").step == max(training(run))
-    assert [e["decision"] for e in ended(run)] == ["finish"]
+    assert not [e for e in read_events(run) if e["event"] == "successor"]
+
+
+def test_a_preempted_run_saves_makes_room_and_goes_on_behind(folder, undisturbed):
+    run = folder / "preempted"
+    wait(lambda: len(bed.idle()) == 4, "idle nodes")
+    job = launch(folder, run, *LONG, "cluster.nodes=2", "cluster.time=20:00")
+    wait(lambda: 10 in training(run), "step 10")
+    urgent = bed.told(
+        "sbatch", "--parsable", "-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"
+    )
+    wait(lambda: len(ended(run)) == 2, "the end of the run")
+    (successor,) = [e for e in read_events(run) if e["event"] == "successor"]
+    assert successor["after"] == job != urgent.strip()
+    assert training(run) == training(undisturbed)
+    assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
