@@ -103,9 +103,11 @@ class Supervisor:
                 decision = self._one_start()
                 if decision.action is not Action.RELAUNCH:
                     return {Action.FINISH: DONE, Action.HAND_OVER: HANDED_OVER}.get(decision.action, GAVE_UP)
+                over = time.monotonic() + decision.pause_s
+                while self.wish is None and time.monotonic() < over:
+                    self._sleep(POLL_S)
                 if self.wish is not None:  # asked to stop between two starts: nothing is lost by leaving now
                     return HANDED_OVER
-                self._sleep(decision.pause_s)
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)

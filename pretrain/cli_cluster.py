@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pretrain.cli_output import Json, print_json
-from pretrain.config import RunConfig
 from pretrain.errors import RunError
 
 if TYPE_CHECKING:
     from cluster.job import Job
+    from pretrain.config import RunConfig
 
 PACKAGES = ("pretrain", "model", "data_pipeline", "cluster")
 OUTSIDE_S = 45.0

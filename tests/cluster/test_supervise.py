@@ -172,3 +172,21 @@ def test_torn_heartbeats_are_none(tmp_path, monkeypatch, text):
     (tmp_path / "heartbeats" / "rank-0.json").write_text(text)
     world = World(tmp_path, monkeypatch, ends("done", 0))
     assert world.supervisor().supervise() == 0
+
+
+def test_a_wish_to_stop_ends_a_pause(tmp_path, monkeypatch):
+    scripts = [ends("killed", -9, words=str(n)) for n in range(4)]
+    world = World(tmp_path, monkeypatch, *scripts)
+
+    def sleep(seconds):
+        world.sleep(seconds)
+        if world.starts == 3 and seconds and world.now > ended_at[-1] + 1.0:
+            supervisor._on_signal(10, None)
+
+    ended_at = []
+    supervisor = Supervisor(
+        tmp_path, 2, world.start, Limits({}, 60.0), Budget(9, 60.0, 600.0), sleep,
+        judged=lambda *_: ended_at.append(world.now),
+    )  # fmt: skip
+    assert supervisor.supervise() == 75
+    assert world.starts == 3 and world.now < ended_at[-1] + 2.0, "the pause would have been of two minutes"
