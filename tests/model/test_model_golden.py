@@ -1,8 +1,8 @@
 """The parallel hybrid's weights, losses and updates, as they were when its first runs were made.
 
 Runs and checkpoints outlive the code that made them: a seed must go on giving the same model. The weights are drawn in
-float32 and then trained in float64: AdamW's first steps have the size of the rate whatever the gradient's, so in float32
-a gradient that is all rounding takes the third loss of pha-tiny 2e-4 away, on each kind of processor elsewhere.
+float32 and then trained in float64: AdamW's first steps have the size of the rate whatever the gradient's, so in
+float32 a gradient that is all rounding takes the third loss of pha-tiny 2e-4 away, on each kind of processor elsewhere.
 """
 
 from __future__ import annotations
