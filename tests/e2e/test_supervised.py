@@ -49,7 +49,7 @@ def undisturbed(tiny_dataset, tmp_path_factory):
 def test_a_killed_and_then_a_frozen_rank_cost_two_starts_and_no_bit(undisturbed, tmp_path):
     config, reference = undisturbed
     run = tmp_path / "run"
-    with Supervised(config, f"run_dir={run}", "train.steps=24", "eval.every=0", "watchdog.step_s=4") as job:
+    with Supervised(config, f"run_dir={run}", "train.steps=24", "eval.every=0", "watchdog.step_s=10") as job:
         wait_for(job, lambda: 6 in training(run))
         os.kill(pid_of(run, 1), signal.SIGKILL)
         wait_for(job, lambda: 10 in training(run) and (run / "generations" / "000002.json").exists())

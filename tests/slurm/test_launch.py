@@ -52,7 +52,7 @@ def undisturbed(folder):
     return folder / "reference"
 
 
-LONG = ("train.steps=120", "eval.every=0", "watchdog.step_s=5", "checkpoint.every=8")
+LONG = ("train.steps=120", "eval.every=0", "watchdog.step_s=10", "checkpoint.every=8")
 
 
 def wait(condition, words):
