@@ -87,7 +87,10 @@ class JobSupervisor:
         if code != HANDED_OVER:
             return code
         # The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
-        cancelled = self.supervisor.wish == signal.SIGTERM and not slurm.preempted(self.job_id)
+        try:
+            cancelled = self.supervisor.wish == signal.SIGTERM and not slurm.preempted(self.job_id)
+        except ClusterError:  # not known: a successor too many can be cancelled, and a run without one is lost
+            cancelled = False
         if cancelled or (self.run / "STOP").exists():
             self.supervisor.record("rest", words=f"Job {self.job_id} was cancelled: nobody follows it.")
             return 0

@@ -132,7 +132,7 @@ def decide(causes: Sequence[Cause], budget: Budget, stopped_by_file: bool = Fals
     """
     cause = causes[-1]
     action = TABLE.get(cause.kind, Action.RELAUNCH)
-    if action is Action.HAND_OVER and stopped_by_file:
+    if action in (Action.HAND_OVER, Action.RELAUNCH) and stopped_by_file:
         return Decision(Action.FINISH, "The run rests because its STOP file asks for it.")
     if action is not Action.RELAUNCH:
         return Decision(action, cause.words)

@@ -63,7 +63,13 @@ def _directive(name: str, value: str) -> str:
 
 PATIENCE_S = 600.0
 """So long a running job waits for a controller that does not answer: it may be restarting, and the job runs on."""
-_UNREACHABLE = ("Unable to contact slurm controller", "Socket timed out", "Connection refused", "Zero Bytes were")
+_UNREACHABLE = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Connection refused",
+    "Zero Bytes were",
+    "has not answered",
+)
 
 
 def patiently(arguments: Sequence[str], sleep: Callable[[float], None] = time.sleep) -> str:
@@ -170,18 +176,18 @@ def steps_of(job_id: str) -> list[str]:
 
 def state_of(job_id: str) -> str:
     """PENDING, RUNNING, COMPLETING, CANCELLED, ...; empty where the controller does not know the job."""
-    return _told_of(job_id, "JobState")
-
-
-def preempted(job_id: str) -> bool:
-    """Whether the job must make room for another one; while it does, its state does not tell."""
-    return _told_of(job_id, "PreemptTime") not in ("", "None", "Unknown")
-
-
-def _told_of(job_id: str, name: str) -> str:
     try:
         told = command(["scontrol", "--oneliner", "show", "job", job_id])
     except ClusterError:
         return ""
-    match = re.search(rf"\b{name}=(\S+)", told)
+    match = re.search(r"\bJobState=(\S+)", told)
     return match.group(1) if match else ""
+
+
+def preempted(job_id: str) -> bool:
+    """Whether the job must make room for another one; while it does, its state does not tell.
+
+    Raises ClusterError where the controller does not answer for long, or does not know the job.
+    """
+    match = re.search(r"\bPreemptTime=(\S+)", patiently(["scontrol", "--oneliner", "show", "job", job_id]))
+    return match is not None and match.group(1) not in ("None", "Unknown")

@@ -149,10 +149,10 @@ class Supervisor:
 
     def _who(self, cause: Cause, start: int) -> Cause:
         """A rank's watchdog tells of a hang, and most often of another rank's: one that could say nothing itself."""
-        if cause.kind != "hang" or not self._seen:
+        beats = [beat for beat, when in self._seen.values() if when > -math.inf]  # of this start
+        if cause.kind != "hang" or not beats:
             return cause
         spoke = {note.get("rank") for note in notes_in(self._exits(start))}
-        beats = [beat for beat, _ in self._seen.values()]
         mute = [beat for beat in beats if beat["rank"] not in spoke]
         behind = min(mute or beats, key=lambda beat: (beat["step"], beat["time"]))
         return dataclasses.replace(cause, rank=int(behind["rank"]), host=str(behind["host"]))

@@ -64,7 +64,8 @@ def test_the_table(kind, action):
 
 def test_a_run_that_its_file_stops_is_at_rest():
     assert decide([Cause("stopped", "STOP")], Budget(), stopped_by_file=True).action is Action.FINISH
-    assert decide([Cause("killed", "gone")], Budget(), stopped_by_file=True).action is Action.RELAUNCH
+    assert decide([Cause("killed", "gone")], Budget(), stopped_by_file=True).action is Action.FINISH
+    assert decide([Cause("bad input", "x")], Budget(), stopped_by_file=True).action is Action.GIVE_UP
 
 
 def test_the_same_failure_at_the_same_step_twice_is_no_accident():

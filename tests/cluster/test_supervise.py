@@ -130,6 +130,20 @@ def test_a_start_without_any_sign_of_life_is_ended_too(tmp_path, monkeypatch):
     assert "No rank has given a sign of life" in read_events(tmp_path)[0]["cause"]["words"]
 
 
+def test_a_rank_of_an_earlier_start_is_not_blamed_for_a_hang(tmp_path, monkeypatch):
+    def hangs(world):
+        for rank in range(2):
+            world.beat(rank, 5)
+        yield
+        world.leave("hang", rank=0)
+        return 75
+
+    world = World(tmp_path, monkeypatch, hangs, ends("done", 0))
+    world.beat(2, 1)  # on a node that is no longer used
+    assert world.supervisor().supervise() == 0
+    assert read_events(tmp_path)[0]["cause"]["rank"] == 1
+
+
 def test_a_rank_that_has_ended_is_not_silent(tmp_path, monkeypatch):
     def slow_end(world):
         for rank in range(2):
