@@ -31,6 +31,7 @@ def folder(tiny_dataset):
     bed.up()
     shared = bed.SHARED / f"tests-{time.time_ns()}"
     shutil.copytree(tiny_dataset, shared / "data")
+    write_config(shared, shared / "data", shared / "reference")
     yield shared
     bed.down()
     shutil.rmtree(bed.SHARED)
@@ -47,8 +48,7 @@ def launch(folder, run, *overrides):
 @pytest.fixture(scope="module")
 def undisturbed(folder):
     """The same run on two ranks of this machine."""
-    config = write_config(folder, folder / "data", folder / "reference")
-    assert start(folder / "reference", config, *LONG).wait() == 0
+    assert start(folder / "reference", folder / "run.yaml", *LONG).wait() == 0
     return folder / "reference"
 
 
