@@ -38,7 +38,6 @@ class Job:
     modules: list[str]
     env: dict[str, str]
     interface: str | None
-    time_s: int | None
     lead_s: int
     silent_s: dict[str, float]
     """Phase of a heartbeat → seconds until it is no sign of life any more; `` is any other phase."""

@@ -19,7 +19,8 @@ from cluster import slurm
 from cluster.errors import ClusterError
 from cluster.job import CONFIG, Job, largest_world
 from cluster.policy import Action, Budget, Cause, Decision
-from cluster.supervise import HANDED_OVER, Limits, NoPlace, Supervisor, read_events
+from cluster.run_files import STOP, events, newest_start
+from cluster.supervise import HANDED_OVER, Limits, NoPlace, Supervisor
 
 LEAVE_S = 5.0
 """So long srun may take to end when its ranks are gone; on a lost node it would wait for much longer."""
@@ -40,10 +41,10 @@ class Step:
         """srun's exit code, or None while it runs."""
         return self._srun.poll()
 
-    def signal(self, number: int) -> None:
-        """To every rank, through Slurm: what srun itself is sent may end it first."""
+    def signal(self, number: int) -> bool:
+        """To every rank, through Slurm: what srun itself is sent may end it first. False before there is a step."""
         name = "TERM" if number in (signal.SIGTERM, signal.SIGINT) else signal.Signals(number).name[3:]
-        self._to_all(name)
+        return bool(self._to_all(name))
 
     def kill(self) -> None:
         """Ends the step on every node that answers, and srun, which would wait for those that do not."""
@@ -75,9 +76,8 @@ class JobSupervisor:
         self.run = Path(job.run)
         self.blamed: list[str] = []
         self.used: list[str] = []
-        limits = {phase: limit for phase, limit in job.silent_s.items() if phase}
         self.supervisor = Supervisor(
-            self.run, job.ranks, self.start, Limits(limits, job.silent_s.get("", 1800.0)), Budget(job.relaunches),
+            self.run, job.ranks, self.start, Limits(job.silent_s), Budget(job.relaunches),
             judged=self._judged,
         )  # fmt: skip
 
@@ -91,7 +91,7 @@ class JobSupervisor:
             cancelled = self.supervisor.wish == signal.SIGTERM and not slurm.preempted(self.job_id)
         except ClusterError:  # not known: a successor too many can be cancelled, and a run without one is lost
             cancelled = False
-        if cancelled or (self.run / "STOP").exists():
+        if cancelled or (self.run / STOP).exists():
             self.supervisor.record("rest", words=f"Job {self.job_id} was cancelled: nobody follows it.")
             return 0
         return self._hand_over()
@@ -100,7 +100,7 @@ class JobSupervisor:
         """Starts the ranks on the best nodes that there are. Raises NoPlace where there are too few."""
         nodes = self._choose()
         self.used, self.supervisor.ranks = nodes, len(nodes) * self.job.ranks_per_node
-        number = self.supervisor.generation() + 1
+        number = newest_start(self.run) + 1
         logs = self.run / "logs" / f"start-{number:06d}"
         logs.mkdir(parents=True, exist_ok=True)
         env = {"MASTER_ADDR": nodes[0], "MASTER_PORT": str(self._port(nodes[0], number))}
@@ -170,7 +170,7 @@ class JobSupervisor:
         raise ClusterError(f"No port from {first} on is free on {head}; end what holds them.")
 
     def _hand_over(self) -> int:
-        handed = sum(1 for event in read_events(self.run) if event.get("event") == "successor")
+        handed = sum(1 for event in events(self.run) if event.get("event") == "successor")
         if handed >= self.job.successors:
             words = f"{handed} jobs have followed, which is all that cluster.successors allows."
             self.supervisor.record("rest", words=words)

@@ -75,11 +75,12 @@ class LocalJob:
                 time.sleep(0.1)
         return code
 
-    def signal(self, number: int) -> None:
-        """Sends a signal to every rank that still runs."""
-        for process in self._processes:
-            if process.poll() is None:
-                process.send_signal(number)
+    def signal(self, number: int) -> bool:
+        """Sends a signal to every rank that still runs; whether there is one."""
+        running = [process for process in self._processes if process.poll() is None]
+        for process in running:
+            process.send_signal(number)
+        return bool(running)
 
     def kill(self) -> None:
         """SIGKILL to every rank, as a power cut would do it, and waits until they are gone."""

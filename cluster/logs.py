@@ -10,7 +10,8 @@ from cluster import slurm
 from cluster.errors import ClusterError
 from cluster.job import FOLDER
 from cluster.policy import first_cause
-from cluster.supervise import WELL, read_events
+from cluster.run_files import STOP, events, exit_notes
+from cluster.supervise import WELL
 
 
 def last_words(run: Path, lines: int, first_error: bool) -> Iterator[tuple[str, str]]:
@@ -32,12 +33,12 @@ def last_words(run: Path, lines: int, first_error: bool) -> Iterator[tuple[str, 
 
 
 def _first_error(run: Path, lines: int) -> tuple[str, str]:
-    failed = [e for e in read_events(run) if e.get("event") == "end" and e.get("cause", {}).get("kind") not in WELL]
+    failed = [e for e in events(run) if e.get("event") == "end" and e.get("cause", {}).get("kind") not in WELL]
     if failed:
         start, cause = int(failed[-1]["start"]), failed[-1]["cause"]
     else:
         starts = [int(p.name) for p in (run / "exits").glob("*") if p.name.isdigit()]
-        causes = ((n, first_cause(run / "exits" / f"{n:06d}", 0).as_dict()) for n in sorted(starts, reverse=True))
+        causes = ((n, first_cause(exit_notes(run, n), 0).as_dict()) for n in sorted(starts, reverse=True))
         start, cause = next(((n, c) for n, c in causes if c["kind"] not in WELL), (0, {}))
     if not cause:
         raise ClusterError(f"No start of {run} has failed.")
@@ -57,7 +58,7 @@ def end(run: Path, now: bool) -> str:
     jobs = jobs_of(run)
     if not jobs:
         raise ClusterError(f"{run} has not been launched on Slurm; to end a run elsewhere, touch {run / 'STOP'}.")
-    (run / "STOP").touch()
+    (run / STOP).touch()
     ended = []
     for job in jobs:
         state = slurm.state_of(job)
@@ -76,4 +77,4 @@ def jobs_of(run: Path) -> list[str]:
             found.append(str(json.loads(path.read_text(encoding="utf-8"))["job"]))
         except (OSError, ValueError, KeyError):
             continue
-    return [*found, *(str(event["job"]) for event in read_events(run) if event.get("event") == "successor")]
+    return [*found, *(str(event["job"]) for event in events(run) if event.get("event") == "successor")]

@@ -7,10 +7,8 @@ nothing. The first cause by time decides, and a rank that only lost another one,
 from __future__ import annotations
 
 import enum
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -65,9 +63,8 @@ _LAST = ("peer lost", "stopped", "done")
 """Kinds that follow from something else where there is something else."""
 
 
-def first_cause(folder: Path, ranks: int) -> Cause:
-    """What ended the start whose ranks' notes lie in `folder`; `ranks` is how many there were."""
-    notes = sorted(notes_in(folder), key=lambda note: float(note.get("time", 0.0)))
+def first_cause(notes: Sequence[dict[str, Any]], ranks: int) -> Cause:
+    """What ended a start whose ranks left these `notes`, the first by time first; `ranks` is how many there were."""
     for note in sorted(notes, key=lambda note: note.get("kind") in _LAST):
         if note.get("kind") == "peer lost" and len(notes) < ranks:
             break  # whom it lost has left no note
@@ -81,17 +78,6 @@ def first_cause(folder: Path, ranks: int) -> Cause:
     named = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
     words = f"Rank {named} left no reason: it was killed, or its node is gone."
     return Cause("killed", words, rank=missing[0] if missing else None)
-
-
-def notes_in(folder: Path) -> Iterable[dict[str, Any]]:
-    """The notes of the ranks of one start; what cannot be read is left out."""
-    for path in folder.glob("rank-*.json"):
-        try:
-            note = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(note, dict):
-            yield note
 
 
 @dataclass(frozen=True)

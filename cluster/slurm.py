@@ -12,10 +12,9 @@ from pathlib import Path
 from cluster.errors import ClusterError
 from cluster.job import CODE, SCRIPT, Job
 
-QUIET = "TORCH_CPP_LOG_LEVEL"
 _REASONS = {
     "PYTHONUNBUFFERED": ("1", "lines reach the logs when they are written"),
-    QUIET: ("ERROR", "silences 'hostname of the client socket cannot be retrieved', which is harmless"),
+    "TORCH_CPP_LOG_LEVEL": ("ERROR", "silences 'hostname of the client socket cannot be retrieved', which is harmless"),
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a failed collective ends its rank instead of waiting for ever"),
     "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "NCCL writes who was in which collective when one times out"),
     "TORCH_NCCL_TRACE_BUFFER_SIZE": ("2000", "collectives that are remembered for that"),
@@ -84,8 +83,12 @@ def patiently(arguments: Sequence[str], sleep: Callable[[float], None] = time.sl
             sleep(5.0)
 
 
-def command(arguments: Sequence[str], timeout_s: float = 60.0) -> str:
+def command(arguments: Sequence[str]) -> str:
     """The output of one of Slurm's commands. Raises ClusterError with its own words."""
+    return _run(arguments).stdout
+
+
+def _run(arguments: Sequence[str], timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError:
@@ -98,7 +101,7 @@ def command(arguments: Sequence[str], timeout_s: float = 60.0) -> str:
     if done.returncode:
         words = " ".join((done.stderr or done.stdout).split())
         raise ClusterError(f"{arguments[0]} refuses: {words or f'code {done.returncode}'}")
-    return done.stdout
+    return done
 
 
 def submit(job: Job, *, test_only: bool = False, after: str | None = None, exclude: Sequence[str] = ()) -> str:
@@ -116,13 +119,7 @@ def submit(job: Job, *, test_only: bool = False, after: str | None = None, exclu
         arguments.append(f"--exclude={','.join(banned)}")
     script = str(Path(job.folder) / SCRIPT)
     if test_only:
-        done = subprocess.run(
-            ["sbatch", "--test-only", script], capture_output=True, text=True, timeout=60, check=False
-        )
-        words = " ".join((done.stderr or done.stdout).split())
-        if done.returncode:
-            raise ClusterError(f"sbatch would refuse the job: {words}")
-        return words
+        return " ".join(_run(["sbatch", "--test-only", script]).stderr.split())
     ask = command if after is None else patiently
     return ask([*arguments, script]).strip().partition(";")[0]
 
@@ -172,6 +169,9 @@ def steps_of(job_id: str) -> list[str]:
     """The numbers of the job's running steps, `17.0`, those of srun only."""
     told = patiently(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i"]).split()
     return [step for step in told if re.fullmatch(r"\d+\.\d+", step)]
+
+
+LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING")
 
 
 def state_of(job_id: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.supervise import read_events
+from cluster.run_files import checkpoint_steps, events, exit_notes, heartbeats, newest_start
 
 
 @dataclass(frozen=True)
@@ -63,35 +62,21 @@ def read_status(run: Path) -> RunStatus:
             f"{config} is not a run's config (it has no train.steps); give the folder of a run."
         ) from None
     last = _last_training_record(run / "metrics.jsonl")
-    names = (p.name for p in (run / "checkpoints").glob("step-*"))
-    checkpoints = sorted(int(m.group(1)) for name in names if (m := re.fullmatch(r"step-(\d+)", name)))
+    now, beats = time.time(), heartbeats(run)
+    ranks = [RankStatus(b["rank"], b["host"], b["phase"], b["step"], now - b["time"]) for b in beats.values()]
     return RunStatus(
         run=str(run),
         step=int(last.get("step", 0)),
         steps=steps,
         loss=last.get("loss"),
         tokens_per_s=last.get("tokens_per_s"),
-        checkpoints=checkpoints,
-        ranks=sorted(_heartbeats(run / "heartbeats"), key=lambda r: r.rank),
+        checkpoints=checkpoint_steps(run),
+        ranks=sorted(ranks, key=lambda rank: rank.rank),
         quarantined=_quarantined(run / "quarantine.jsonl"),
-        starts=(newest := _newest_start(run / "generations")),
-        exits=_exits(run / "exits" / f"{newest:06d}"),
-        ends=[event for event in read_events(run) if event.get("event") != "start"][-5:],
+        starts=(newest := newest_start(run)),
+        exits=exit_notes(run, newest),
+        ends=[event for event in events(run) if event.get("event") != "start"][-5:],
     )
-
-
-def _newest_start(folder: Path) -> int:
-    return max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()), default=0)
-
-
-def _exits(folder: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in folder.glob("rank-*.json"):
-        try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError):
-            continue
-    return sorted(found, key=lambda note: float(note.get("time", 0)))
 
 
 def _last_training_record(path: Path) -> dict[str, Any]:
@@ -117,11 +102,3 @@ def _quarantined(path: Path) -> int:
             continue
         found.add((record.get("dataset"), record.get("split"), record.get("block")))
     return len(found)
-
-
-def _heartbeats(folder: Path) -> list[RankStatus]:
-    found = []
-    for path in folder.glob("rank-*.json"):
-        beat = json.loads(path.read_text(encoding="utf-8"))
-        found.append(RankStatus(beat["rank"], beat["host"], beat["phase"], beat["step"], time.time() - beat["time"]))
-    return found

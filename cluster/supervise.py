@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -19,16 +18,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from cluster.policy import Action, Budget, Cause, Decision, decide, first_cause, notes_in
+from cluster.policy import Action, Budget, Cause, Decision, decide, first_cause
+from cluster.run_files import EVENTS, STOP, checkpoint_steps, exit_notes, heartbeats, newest_start
 
 POLL_S = 0.2
-EVENTS = "supervisor.jsonl"
+LOOK_S = 1.0
+"""Between two looks into the run's folder."""
 FOLLOW_S = 5.0
 """So long after a rank has failed by itself the others may take to leave."""
 WELL = ("done", "stopped")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 DONE, GAVE_UP, BAD_INPUT, HANDED_OVER = 0, 1, 2, 75
-_CHECKPOINT = re.compile(r"step-(\d+)")
 
 
 class NoPlace(Exception):
@@ -41,8 +41,8 @@ class Started(Protocol):
     def poll(self) -> int | None:
         """Their common exit code, or None while they run."""
 
-    def signal(self, number: int) -> None:
-        """Sends a signal to every rank."""
+    def signal(self, number: int) -> bool:
+        """Sends a signal to every rank; whether there was one that it could be sent to."""
 
     def kill(self) -> None:
         """Ends all of them, whatever they do."""
@@ -53,22 +53,11 @@ class Limits:
     """Seconds without a heartbeat after which a rank counts as silent, by phase of its last one; 0 is never."""
 
     by_phase: Mapping[str, float]
-    otherwise: float = 1800.0
+    """`` is any phase that is not named."""
 
     def of(self, phase: str) -> float:
         """The limit of a phase."""
-        return self.by_phase.get(phase, self.otherwise)
-
-
-def read_events(run: Path) -> list[dict[str, Any]]:
-    """What supervisors of this run have recorded, in order; a line that is being written is left out."""
-    path, found = run / EVENTS, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+        return self.by_phase.get(phase, self.by_phase[""])
 
 
 class Supervisor:
@@ -99,40 +88,41 @@ class Supervisor:
         """Returns 0 when the run is done, 1 when a person must look, 75 when it was asked to stop and has saved."""
         old = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
         try:
-            while True:
+            while self.wish is None:
                 decision = self._one_start()
                 if decision.action is not Action.RELAUNCH:
                     return {Action.FINISH: DONE, Action.HAND_OVER: HANDED_OVER}.get(decision.action, GAVE_UP)
                 over = time.monotonic() + decision.pause_s
                 while self.wish is None and time.monotonic() < over:
                     self._sleep(POLL_S)
-                if self.wish is not None:  # asked to stop between two starts: nothing is lost by leaving now
-                    return HANDED_OVER
+            return HANDED_OVER  # asked to stop between two starts: nothing is lost by leaving now
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
     def _one_start(self) -> Decision:
-        checkpoint, generation, began = self._newest_checkpoint(), self.generation(), time.monotonic()
-        self._seen = {rank: (beat, -math.inf) for rank, beat in self._heartbeats().items()}  # of an earlier start
+        saved, before, began = checkpoint_steps(self.run_folder), newest_start(self.run_folder), time.monotonic()
+        self._seen = {
+            rank: (beat, -math.inf) for rank, beat in heartbeats(self.run_folder).items()
+        }  # of earlier starts
         try:
             started = self.start()
         except NoPlace as error:
             self.record("no place", words=str(error))
             return Decision(Action.HAND_OVER, str(error))
-        silent = self._watch(started, began)
-        ended = self.generation()
+        silent = self._watch(started, before + 1, began)
+        ended = newest_start(self.run_folder)
         if silent is not None:
             cause = silent
-        elif ended == generation:
+        elif ended == before:
             kind = "bad input" if started.poll() == BAD_INPUT else "killed"
             cause = Cause(kind, "The ranks ended before they had joined the run; their output says why.")
         else:
-            cause = self._who(first_cause(self._exits(ended), self.ranks), ended)
-        if self._newest_checkpoint() > checkpoint:
+            cause = self._who(first_cause(exit_notes(self.run_folder, ended), self.ranks), ended)
+        if max(checkpoint_steps(self.run_folder), default=-1) > max(saved, default=-1):
             self._causes.clear()  # it got further: the budget is new
         self._causes.append(cause)
-        decision = decide(self._causes, self.budget, (self.run_folder / "STOP").exists())
+        decision = decide(self._causes, self.budget, (self.run_folder / STOP).exists())
         self.record(
             "end", start=ended, seconds=round(time.monotonic() - began, 1), cause=cause.as_dict(),
             decision=decision.action.value, words=decision.words, pause_s=decision.pause_s,
@@ -144,44 +134,45 @@ class Supervisor:
         )
         return decision
 
-    def _exits(self, start: int) -> Path:
-        return self.run_folder / "exits" / f"{start:06d}"
-
     def _who(self, cause: Cause, start: int) -> Cause:
         """A rank's watchdog tells of a hang, and most often of another rank's: one that could say nothing itself."""
         beats = [beat for beat, when in self._seen.values() if when > -math.inf]  # of this start
         if cause.kind != "hang" or not beats:
             return cause
-        spoke = {note.get("rank") for note in notes_in(self._exits(start))}
+        spoke = {note.get("rank") for note in exit_notes(self.run_folder, start)}
         mute = [beat for beat in beats if beat["rank"] not in spoke]
         behind = min(mute or beats, key=lambda beat: (beat["step"], beat["time"]))
         return dataclasses.replace(cause, rank=int(behind["rank"]), host=str(behind["host"]))
 
-    def _watch(self, started: Started, began: float) -> Cause | None:
+    def _watch(self, started: Started, start: int, began: float) -> Cause | None:
         """Waits for the ranks' end; ends them when one is silent, and then says which."""
-        passed_on: int | None = None
-        failed_at, start = math.inf, self.generation() + 1
+        passed_on, failed_at, look_at = False, math.inf, began
         while started.poll() is None:
-            if failed_at == math.inf and any(n.get("kind") not in WELL for n in notes_in(self._exits(start))):
-                failed_at = time.monotonic()
-            if time.monotonic() - failed_at > FOLLOW_S:  # the others cannot leave, or their node is gone
+            now = time.monotonic()
+            if now >= look_at:  # the folder may be on a network, and have thousands of ranks' files
+                look_at = now + LOOK_S
+                if self.wish is not None and not passed_on:
+                    passed_on = started.signal(self.wish)
+                if failed_at == math.inf and self._has_failed(start):
+                    failed_at = now
+                silent = self._silent(began)
+                if silent is not None:
+                    self.record("silent", cause=silent.as_dict())
+                    started.kill()
+                    return silent
+            if now - failed_at > FOLLOW_S:  # the others cannot leave, or their node is gone
                 started.kill()
                 return None
-            if self.wish is not None and passed_on is None:
-                passed_on = self.wish
-                started.signal(passed_on)
-            silent = self._silent(began)
-            if silent is not None:
-                self.record("silent", cause=silent.as_dict())
-                started.kill()
-                return silent
             self._sleep(POLL_S)
         return None
+
+    def _has_failed(self, start: int) -> bool:
+        return any(note.get("kind") not in WELL for note in exit_notes(self.run_folder, start))
 
     def _silent(self, began: float) -> Cause | None:
         """The rank that is furthest behind, if some rank has been silent for too long."""
         now = time.monotonic()
-        for rank, beat in self._heartbeats().items():
+        for rank, beat in heartbeats(self.run_folder).items():
             if self._seen.get(rank, ({}, 0.0))[0] != beat:
                 self._seen[rank] = (beat, now)  # by our own clock: others' may jump, and each host has its own
         beats = [(beat, now - when) for beat, when in self._seen.values() if when >= began]
@@ -204,26 +195,6 @@ class Supervisor:
             f"{guilty['phase']} (limit {limit:g} s)."
         )
         return Cause("silent", words, int(guilty["step"]), int(guilty["rank"]), str(guilty["host"]))
-
-    def _heartbeats(self) -> dict[int, dict[str, Any]]:
-        """Each rank's last one, whichever start it is of."""
-        found = {}
-        for path in (self.run_folder / "heartbeats").glob("rank-*.json"):
-            try:
-                beat = json.loads(path.read_text(encoding="utf-8"))
-                found[int(beat["rank"])] = {key: beat[key] for key in ("rank", "host", "phase", "step", "time")}
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-        return found
-
-    def generation(self) -> int:
-        """The number of the newest start that joined the run."""
-        folder = self.run_folder / "generations"
-        return max((int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit()), default=0)
-
-    def _newest_checkpoint(self) -> int:
-        names = (path.name for path in (self.run_folder / "checkpoints").glob("step-*"))
-        return max((int(match.group(1)) for name in names if (match := _CHECKPOINT.fullmatch(name))), default=-1)
 
     def record(self, event: str, **values: Any) -> None:
         """Adds a line to `supervisor.jsonl`."""

@@ -59,7 +59,9 @@ def main() -> None:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         advice = "check the disk's space and permissions, and start again"
-        _leave(f"error: {where}{error.strerror or error}; {advice}.", EXIT_BAD_INPUT)
+        # of a rank: not what somebody typed, and a second try may find the disk well again
+        code = EXIT_FATAL if "pretrain.run" in sys.modules else EXIT_BAD_INPUT
+        _leave(f"error: {where}{error.strerror or error}; {advice}.", code)
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1 and lost_a_peer(error):
             _leave(f"error: another rank left ({str(error).splitlines()[0]}); its own log tells why.", EXIT_PEER_LOST)

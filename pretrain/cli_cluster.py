@@ -34,9 +34,8 @@ def supervise(config: RunConfig, command: list[str], ranks: int) -> int:
 
     directory = RunDirectory(config.run_dir)
     directory.create()
-    limits = silent_after(config)
     supervisor = Supervisor(
-        directory.path, ranks, lambda: LocalJob(command, ranks, directory.logs), Limits(limits, limits[""]),
+        directory.path, ranks, lambda: LocalJob(command, ranks, directory.logs), Limits(silent_after(config)),
         Budget(config.cluster.relaunches), tell=lambda words: print(words, file=sys.stderr, flush=True),
     )  # fmt: skip
     return supervisor.supervise()
@@ -63,6 +62,7 @@ def launch(
     """
     from cluster import slurm
     from cluster.job import SCRIPT, freeze, new_folder
+    from cluster.logs import jobs_of
     from pretrain import config_file
 
     resolved = config_file.load(config, [*(overrides or ()), *([f"cluster.nodes={nodes}"] if nodes else [])])
@@ -72,6 +72,8 @@ def launch(
         return
     if (run / "STOP").exists():
         raise RunError(f"{run / 'STOP'} asks this run not to train; remove that file to go on.")
+    if live := [job for job in jobs_of(run) if slurm.state_of(job) in slurm.LIVE]:
+        raise RunError(f"Job {live[-1]} trains {run} already, or will; `pha cancel {run}` ends it.")
     _warn(resolved, run)
     folder = new_folder(run)
     (run / "logs").mkdir(exist_ok=True)
@@ -140,7 +142,6 @@ def _job(config: RunConfig, run: Path, folder: Path) -> Job:
         modules=list(cluster.modules),
         env=dict(cluster.env),
         interface=cluster.interface,
-        time_s=limit,
         lead_s=lead,
         silent_s=silent_after(config),
         relaunches=cluster.relaunches,

@@ -13,6 +13,12 @@ from pretrain.section import Section
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.,:=@/+%&|()*\[\]-]+$")]
 """What Slurm takes for a partition, an account, a constraint: no blanks, quotes or anything that a shell reads."""
 
+Option = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")]
+"""Of sbatch, without its dashes."""
+
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""Of the environment."""
+
 TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d{1,2}):(\d{2})")
 
 
@@ -43,13 +49,13 @@ class ClusterConfig(Section):
     reservation: Name | None = None
     exclude: tuple[Name, ...] = ()
     """Nodes that are not to be used."""
-    options: dict[str, Name] = Field(default_factory=dict)
+    options: dict[Option, Name] = Field(default_factory=dict)
     """Further options of sbatch, without their dashes: {switches: "1"}."""
     modules: tuple[Name, ...] = ()
     """Loaded before anything else, with `module load`."""
     python: Path | None = None
     """The interpreter on the nodes; None is the one that `pha launch` runs in."""
-    env: dict[str, str] = Field(default_factory=dict)
+    env: dict[Variable, str] = Field(default_factory=dict)
     """Further environment variables of the job."""
     interface: Name | None = None
     """The network interface that ranks meet on, such as ib0; None leaves the choice to gloo and NCCL."""
@@ -75,24 +81,6 @@ class ClusterConfig(Section):
     def _is_a_time(cls, value: str | None) -> str | None:
         if value is not None and not TIME.fullmatch(value):
             raise ValueError(f"cluster.time ({value}) must look like 30:00, 12:00:00 or 2-00:00:00")
-        return value
-
-    @field_validator("options")
-    @classmethod
-    def _are_options(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if not re.fullmatch(r"[a-z][a-z-]*", name):
-                raise ValueError(
-                    f"cluster.options has the key '{name}', which must be an option of sbatch without dashes"
-                )
-        return value
-
-    @field_validator("env")
-    @classmethod
-    def _are_variables(cls, value: dict[str, str]) -> dict[str, str]:
-        for name in value:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-                raise ValueError(f"cluster.env has the key '{name}', which is no name of an environment variable")
         return value
 
     @property

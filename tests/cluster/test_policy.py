@@ -9,38 +9,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.policy import Action, Budget, Cause, decide, first_cause
+from cluster.run_files import exit_notes
 
 
 def leave(folder, rank, kind, time, words="", step=3):
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     note = {"rank": rank, "kind": kind, "time": time, "words": words or kind, "step": step, "host": f"n{rank}"}
     (folder / f"rank-{rank}.json").write_text(json.dumps(note))
 
 
 def test_the_first_failure_by_time_is_the_cause_and_not_who_lost_it(tmp_path):
-    folder = tmp_path / "exits"
+    folder = tmp_path / "exits" / "000001"
     leave(folder, 0, "peer lost", 1.0)
     leave(folder, 1, "failed", 2.5, "no space")
     leave(folder, 2, "out of memory", 2.0, "8 GiB")
-    found = first_cause(folder, 3)
+    found = first_cause(exit_notes(tmp_path, 1), 3)
     assert (found.kind, found.rank, found.host, found.words) == ("out of memory", 2, "n2", "8 GiB")
 
 
 def test_who_left_nothing_is_the_cause_where_the_others_only_lost_it(tmp_path):
-    folder = tmp_path / "exits"
+    folder = tmp_path / "exits" / "000001"
     leave(folder, 0, "peer lost", 1.0)
     leave(folder, 2, "stopped", 0.5)
-    found = first_cause(folder, 3)
+    found = first_cause(exit_notes(tmp_path, 1), 3)
     assert (found.kind, found.rank) == ("killed", 1) and "Rank 1 left no reason" in found.words
-    assert first_cause(tmp_path / "nowhere", 2).kind == "killed"
+    assert first_cause([], 2).kind == "killed"
 
 
 def test_all_that_were_asked_to_stop_have_stopped(tmp_path):
-    folder = tmp_path / "exits"
+    folder = tmp_path / "exits" / "000001"
     for rank in range(2):
         leave(folder, rank, "stopped", rank, "SIGTERM")
     (folder / "rank-7.json").write_text('{"torn')
-    assert first_cause(folder, 2).kind == "stopped"
+    assert first_cause(exit_notes(tmp_path, 1), 2).kind == "stopped"
 
 
 @pytest.mark.parametrize(

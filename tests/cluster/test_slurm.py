@@ -24,7 +24,7 @@ def job(**changes) -> Job:
         run="/runs/a", folder="/runs/a/launch/000001", python="/env/bin/python", nodes=4, spare_nodes=1,
         ranks_per_node=2,
         gpus_per_node=2, cpus_per_rank=None, batches=[8], elastic=True, directives={"nodes": "5", "time": "12:00:00"},
-        modules=["cuda/12.4"], env={"HF_HOME": "/data/a b"}, interface="ib0", time_s=43200, lead_s=120,
+        modules=["cuda/12.4"], env={"HF_HOME": "/data/a b"}, interface="ib0", lead_s=120,
         silent_s={"": 60.0}, relaunches=3, successors=9,
     )  # fmt: skip
     return dataclasses.replace(known, **changes)
@@ -78,7 +78,7 @@ def test_nodes_that_do_not_answer_are_left_out(tmp_path, monkeypatch):
 def test_what_slurm_refuses_is_told_in_its_own_words(tmp_path, monkeypatch):
     stand_in(tmp_path, monkeypatch, "sbatch", "echo 'invalid partition specified: x' >&2; exit 1")
     folder = new_folder(tmp_path)
-    with pytest.raises(ClusterError, match="sbatch would refuse the job: invalid partition"):
+    with pytest.raises(ClusterError, match="sbatch refuses: invalid partition"):
         slurm.submit(job(folder=str(folder)), test_only=True)
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(ClusterError, match="no login node of a Slurm cluster"):

@@ -8,7 +8,8 @@ import pytest
 
 from cluster import supervise
 from cluster.policy import Budget
-from cluster.supervise import Limits, NoPlace, Supervisor, read_events
+from cluster.run_files import events
+from cluster.supervise import Limits, NoPlace, Supervisor
 
 
 class World:
@@ -41,7 +42,7 @@ class World:
         (self.folder / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
 
     def supervisor(self, **options):
-        limits = Limits({"train": 10.0, "start": 60.0}, 60.0)
+        limits = Limits({"train": 10.0, "": 60.0})
         return Supervisor(self.folder, 2, self.start, limits, sleep=self.sleep, **options)
 
 
@@ -63,6 +64,7 @@ class Played:
         self.world.leave("stopped")
         self.world.leave("stopped", rank=1)
         self.code = 75
+        return True
 
     def kill(self):
         self.world.killed.append(self.world.now)
@@ -83,7 +85,7 @@ def ends(kind, code, checkpoint=None, **more):
 def test_it_starts_again_until_the_run_is_done(tmp_path, monkeypatch):
     world = World(tmp_path, monkeypatch, ends("failed", 1, words="a"), ends("hang", 75), ends("done", 0))
     assert world.supervisor().supervise() == 0
-    ended = [e for e in read_events(tmp_path) if e["event"] == "end"]
+    ended = [e for e in events(tmp_path) if e["event"] == "end"]
     assert [(e["start"], e["cause"]["kind"], e["decision"]) for e in ended] == [
         (1, "failed", "relaunch"),
         (2, "hang", "relaunch"),
@@ -95,7 +97,7 @@ def test_a_budget_without_progress_ends_and_progress_renews_it(tmp_path, monkeyp
     scripts = [ends("killed", -9, words=str(n)) for n in range(3)]
     world = World(tmp_path, monkeypatch, *scripts)
     assert world.supervisor(budget=Budget(relaunches=2)).supervise() == 1
-    assert "without a new checkpoint" in read_events(tmp_path)[-1]["words"]
+    assert "without a new checkpoint" in events(tmp_path)[-1]["words"]
     (other := tmp_path / "other").mkdir()
     further = [ends("killed", -9, checkpoint=n, words=str(n)) for n in range(6)]
     world = World(other, monkeypatch, *further, ends("done", 0))
@@ -114,7 +116,7 @@ def test_the_silent_rank_is_named_by_steps_and_not_by_clocks(tmp_path, monkeypat
     world = World(tmp_path, monkeypatch, hangs, ends("done", 0))
     world.beat(0, 900)  # of an earlier life of the run
     assert world.supervisor().supervise() == 0
-    silent = next(e for e in read_events(tmp_path) if e["event"] == "silent")
+    silent = next(e for e in events(tmp_path) if e["event"] == "silent")
     assert (silent["cause"]["rank"], silent["cause"]["host"], silent["cause"]["step"]) == (1, "n1", 1)
     assert 10 < world.killed[0] - 100 < 13
 
@@ -127,7 +129,7 @@ def test_a_start_without_any_sign_of_life_is_ended_too(tmp_path, monkeypatch):
     world = World(tmp_path, monkeypatch, nothing, ends("done", 0))
     assert world.supervisor().supervise() == 0
     assert 60 < world.killed[0] - 100 < 62
-    assert "No rank has given a sign of life" in read_events(tmp_path)[0]["cause"]["words"]
+    assert "No rank has given a sign of life" in events(tmp_path)[0]["cause"]["words"]
 
 
 def test_a_rank_of_an_earlier_start_is_not_blamed_for_a_hang(tmp_path, monkeypatch):
@@ -141,7 +143,7 @@ def test_a_rank_of_an_earlier_start_is_not_blamed_for_a_hang(tmp_path, monkeypat
     world = World(tmp_path, monkeypatch, hangs, ends("done", 0))
     world.beat(2, 1)  # on a node that is no longer used
     assert world.supervisor().supervise() == 0
-    assert read_events(tmp_path)[0]["cause"]["rank"] == 1
+    assert events(tmp_path)[0]["cause"]["rank"] == 1
 
 
 def test_a_rank_that_has_ended_is_not_silent(tmp_path, monkeypatch):
@@ -164,7 +166,7 @@ def test_nowhere_to_start_is_handed_over(tmp_path, monkeypatch):
 
     world = World(tmp_path, monkeypatch, nowhere)
     assert world.supervisor().supervise() == 75
-    assert read_events(tmp_path)[-1]["words"] == "2 of 4 nodes answer"
+    assert events(tmp_path)[-1]["words"] == "2 of 4 nodes answer"
 
 
 def test_a_wish_to_stop_is_passed_on_once(tmp_path, monkeypatch):
@@ -177,7 +179,7 @@ def test_a_wish_to_stop_is_passed_on_once(tmp_path, monkeypatch):
     world = World(tmp_path, monkeypatch, patient)
     supervisor = world.supervisor()
     assert supervisor.supervise() == 75
-    assert read_events(tmp_path)[-1]["cause"]["kind"] == "stopped"
+    assert events(tmp_path)[-1]["cause"]["kind"] == "stopped"
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"rank": 0}', "[]", "null"])
@@ -199,8 +201,37 @@ def test_a_wish_to_stop_ends_a_pause(tmp_path, monkeypatch):
 
     ended_at = []
     supervisor = Supervisor(
-        tmp_path, 2, world.start, Limits({}, 60.0), Budget(9, 60.0, 600.0), sleep,
+        tmp_path, 2, world.start, Limits({"": 60.0}), Budget(9, 60.0, 600.0), sleep,
         judged=lambda *_: ended_at.append(world.now),
     )  # fmt: skip
     assert supervisor.supervise() == 75
     assert world.starts == 3 and world.now < ended_at[-1] + 2.0, "the pause would have been of two minutes"
+
+
+def test_a_signal_that_reaches_nobody_yet_is_sent_again(tmp_path, monkeypatch):
+    def patient(world):
+        supervisor._on_signal(10, None)
+        while True:
+            yield
+
+    class Late(Played):
+        """A start whose ranks are not there yet when the first two signals come."""
+
+        tries = 0
+
+        def signal(self, number):
+            self.tries += 1
+            return super().signal(number) if self.tries == 3 else False
+
+    monkeypatch.setitem(globals(), "Played", Late)
+    world = World(tmp_path, monkeypatch, patient)
+    supervisor = world.supervisor()
+    assert supervisor.supervise() == 75
+    assert 102 <= world.now < 105, "once a second"
+
+
+def test_a_wish_before_the_first_start_starts_nothing(tmp_path, monkeypatch):
+    world = World(tmp_path, monkeypatch)
+    supervisor = world.supervisor()
+    supervisor._on_signal(15, None)
+    assert supervisor.supervise() == 75 and world.starts == 0

@@ -16,10 +16,10 @@ import numpy as np
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Loader
+from data_pipeline.pack import IGNORE
 from pretrain import cli
 
 LEDGER = "PHA_LEDGER"
-IGNORED = -100
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def problems(folder: Path, dataset: Path, steps: int, batch: int, epoch: int) ->
     expected = np.bincount(whole, minlength=opened.vocab_size)
     for number in range(steps * batch // epoch):
         rows = np.array([labels[k] for k in range(number * epoch, (number + 1) * epoch)])
-        seen = np.bincount(rows[rows != IGNORED], minlength=len(expected))
+        seen = np.bincount(rows[rows != IGNORE], minlength=len(expected))
         missing = expected - seen
         if missing.sum() != 1 or missing.max() != 1 or missing.min() != 0:
             found.append(f"epoch {number}: {int(np.abs(missing).sum())} tokens more or less than the split has")

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from cluster.supervise import read_events
+from cluster.run_files import events
 from pretrain.checkpoint import newest
 from pretrain.files import sha256
 from tests.e2e.runs import ROOT, command, start, training, wait_for, write_config
@@ -56,7 +56,7 @@ def test_a_killed_and_then_a_frozen_rank_cost_two_starts_and_no_bit(undisturbed,
         os.kill(pid_of(run, 1), signal.SIGSTOP)
         words = job.process.communicate(timeout=180)[1]
         assert job.process.returncode == 0, words
-    ended = [e for e in read_events(run) if e["event"] == "end"]
+    ended = [e for e in events(run) if e["event"] == "end"]
     assert [e["decision"] for e in ended] == ["relaunch", "relaunch", "finish"]
     assert [e["cause"]["kind"] for e in ended] == ["killed", "hang", "done"]
     assert ended[1]["cause"]["rank"] == 1, "the one that was frozen, not the one that noticed"
@@ -76,4 +76,4 @@ def test_it_passes_a_stop_on_and_gives_up_what_no_start_mends(undisturbed, tmp_p
     with Supervised(config, f"run_dir={run}", "train.steps=100000", "data.seed=9") as job:
         words = job.process.communicate(timeout=120)[1]
         assert job.process.returncode == 1 and "data.seed" in words and "Next: give up" in words
-    assert len([e for e in read_events(run) if e["event"] == "end"]) == 2, "no second try"
+    assert len([e for e in events(run) if e["event"] == "end"]) == 2, "no second try"

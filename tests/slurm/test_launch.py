@@ -11,7 +11,7 @@ import warnings
 
 import pytest
 
-from cluster.supervise import read_events
+from cluster.run_files import events
 from pretrain.checkpoint import newest
 from pretrain.files import sha256
 from tests.e2e.runs import start, training, write_config
@@ -60,7 +60,7 @@ def wait(condition, words):
 
 
 def ended(run):
-    return [e for e in read_events(run) if e["event"] == "end"]
+    return [e for e in events(run) if e["event"] == "end"]
 
 
 def jobs_left():
@@ -71,7 +71,7 @@ def test_a_killed_rank_and_a_lost_node_cost_two_starts_and_no_bit(folder, undist
     run = folder / "lost"
     launch(folder, run, *LONG, "cluster.nodes=2", "cluster.spare_nodes=1", "cluster.time=20:00")
     wait(lambda: 10 in training(run), "step 10")
-    first = next(e for e in read_events(run) if e["event"] == "start")
+    first = next(e for e in events(run) if e["event"] == "start")
     victim = first["nodes"][1]
     bed.enter(victim, "pkill", "-9", "-f", "pretrain.cli train", check=True)
     wait(lambda: len(ended(run)) == 1, "the end of the first start")
@@ -81,7 +81,7 @@ def test_a_killed_rank_and_a_lost_node_cost_two_starts_and_no_bit(folder, undist
     wait(lambda: len(ended(run)) == 3, "the end of the run")
     bed.boot(victim)
     assert [e["decision"] for e in ended(run)] == ["relaunch", "relaunch", "finish"]
-    starts = [e for e in read_events(run) if e["event"] == "start"]
+    starts = [e for e in events(run) if e["event"] == "start"]
     assert victim not in starts[2]["nodes"] and starts[2]["ranks"] == 2, "the spare node took over"
     assert training(run) == training(undisturbed)
     assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
@@ -99,7 +99,7 @@ def test_a_job_that_must_end_hands_over_to_a_successor_with_the_code_of_its_laun
     wait(lambda: 10 in training(run), "step 10")
     bed.told("scancel", "--signal=USR1", "--batch", job)  # as Slurm does before the time limit
     wait(lambda: len(ended(run)) == 2, "the end of the run")
-    (successor,) = [e for e in read_events(run) if e["event"] == "successor"]
+    (successor,) = [e for e in events(run) if e["event"] == "successor"]
     assert successor["after"] == job and [e["decision"] for e in ended(run)] == ["hand over", "finish"]
     assert training(run) == training(undisturbed)
     assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
@@ -111,6 +111,8 @@ def test_a_cancelled_run_saves_and_nobody_follows_it(how, folder):
     wait(lambda: len(bed.idle()) >= 2, "two idle nodes")
     job = launch(folder, run, "train.steps=100000", "eval.every=0", "cluster.nodes=2", "cluster.time=20:00")
     wait(lambda: 5 in training(run), "step 5")
+    with pytest.raises(RuntimeError, match=f"Job {job} trains"):
+        launch(folder, run, "train.steps=100000", "eval.every=0", "cluster.nodes=2", "cluster.time=20:00")
     if how == "scancel":
         bed.told("scancel", job)
     else:
@@ -118,7 +120,7 @@ def test_a_cancelled_run_saves_and_nobody_follows_it(how, folder):
         assert "asks the run to save and end" in said
     wait(lambda: not jobs_left(), "the end of the job")
     assert newest(run / "checkpoints").step == max(training(run))
-    assert not [e for e in read_events(run) if e["event"] == "successor"]
+    assert not [e for e in events(run) if e["event"] == "successor"]
 
 
 def test_a_preempted_run_saves_makes_room_and_goes_on_behind(folder, undisturbed):
@@ -130,7 +132,7 @@ def test_a_preempted_run_saves_makes_room_and_goes_on_behind(folder, undisturbed
         "sbatch", "--parsable", "-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"
     )
     wait(lambda: len(ended(run)) == 2, "the end of the run")
-    (successor,) = [e for e in read_events(run) if e["event"] == "successor"]
+    (successor,) = [e for e in events(run) if e["event"] == "successor"]
     assert successor["after"] == job != urgent.strip()
     assert training(run) == training(undisturbed)
     assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
