@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +120,8 @@ def configure(nodes: int, node_timeout_s: int, kill_wait_s: int) -> None:
         "SchedulerParameters": "sched_interval=3,sched_min_interval=0,bf_interval=5,batch_sched_delay=0",
         "PreemptType": "preempt/partition_prio",
         "PreemptMode": "REQUEUE",
+        # Jobs of two beds on one machine share the names of their cgroups, but for the job's number.
+        "FirstJobId": 1 + zlib.crc32(str(SHARED).encode()) % 60_000 * 1000,
         "MinJobAge": 86400,
         "AccountingStorageType": "accounting_storage/none",
         "JobAcctGatherType": "jobacct_gather/none",
