@@ -7,6 +7,7 @@ and does not use the blamed nodes.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -19,11 +20,16 @@ from cluster import slurm
 from cluster.errors import ClusterError
 from cluster.job import CONFIG, Job, largest_world
 from cluster.policy import Action, Budget, Cause, Decision
-from cluster.run_files import STOP, events, newest_start
+from cluster.run_files import STOP, newest_start, save_seconds
+from cluster.successor import Successor
 from cluster.supervise import HANDED_OVER, Limits, NoPlace, Supervisor
 
 LEAVE_S = 5.0
 """So long srun may take to end when its ranks are gone; on a lost node it would wait for much longer."""
+MARGIN_S = 30.0
+"""For the ranks to come to the end of a step, and to leave."""
+LEAD_AGE_S = 60.0
+"""Seconds until the run's records are read again for what a checkpoint takes."""
 PORTS = (20_000, 20_000)
 """The first one and how many."""
 
@@ -78,26 +84,69 @@ class JobSupervisor:
         self.used: list[str] = []
         self.supervisor = Supervisor(
             self.run, job.ranks, self.start, Limits(job.silent_s), Budget(job.relaunches),
-            judged=self._judged,
+            judged=self._judged, due=self._due, wished=self._wished,
         )  # fmt: skip
+        self.successor = Successor(job, job_id, self.supervisor.record)
+        self.cancelled = False
+        self._end: float | None = None
+        self._lead = (float(job.lead_s), -math.inf)
+        self._overtaken = False
 
     def go(self) -> int:
         """Supervises until the run is done or this job cannot go on; then another one follows, if it should."""
+        if words := self.successor.why_rest():
+            self.supervisor.record("rest", words=words)
+            return 0
+        self.successor.stand()
         code = self.supervisor.supervise()
         if code != HANDED_OVER:
+            if not self._overtaken:  # then the jobs are the other one's
+                self.successor.drop()
             return code
-        # The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
-        try:
-            cancelled = self.supervisor.wish == signal.SIGTERM and not slurm.preempted(self.job_id)
-        except ClusterError:  # not known: a successor too many can be cancelled, and a run without one is lost
-            cancelled = False
-        if cancelled or (self.run / STOP).exists():
+        if self.supervisor.wish is not None:
+            self._wished(self.supervisor.wish)
+        if self.cancelled or (self.run / STOP).exists():
+            self.successor.drop()
             self.supervisor.record("rest", words=f"Job {self.job_id} was cancelled: nobody follows it.")
             return 0
-        return self._hand_over()
+        if not self.successor.stand(self.blamed, patient=True):
+            return 1
+        self.successor.avoid(self.blamed)
+        return 0
+
+    def _wished(self, number: int) -> None:
+        """The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
+
+        Slurm may end this process before the ranks have saved, so who is cancelled takes the successor back at once.
+        """
+        if number != signal.SIGTERM or self.cancelled:
+            return
+        try:
+            self.cancelled = not slurm.preempted(self.job_id)
+        except ClusterError:  # not known: a successor too many can be cancelled, and a run without one is lost
+            return
+        if self.cancelled:
+            self.successor.drop()
+
+    def _due(self) -> int | None:
+        """Slurm announces the limit by a lead that was fixed when the job was submitted; this one knows the saves."""
+        now = time.time()
+        if self._end is None or now < self._end - self._lead_s():
+            return None
+        asked, self._end = self._end, slurm.end_of(self.job_id)  # somebody may have given it more time
+        return signal.SIGUSR1 if self._end == asked else None
+
+    def _lead_s(self) -> float:
+        lead, when = self._lead
+        if time.monotonic() > when + LEAD_AGE_S:
+            lead = max(float(self.job.lead_s), MARGIN_S + 2 * (save_seconds(self.run) or 0.0))
+            self._lead = lead, time.monotonic()
+        return lead
 
     def start(self) -> Step:
         """Starts the ranks on the best nodes that there are. Raises NoPlace where there are too few."""
+        self.successor.stand()  # where the first try met no controller
+        self._end = slurm.end_of(self.job_id)
         nodes = self._choose()
         self.used, self.supervisor.ranks = nodes, len(nodes) * self.job.ranks_per_node
         number = newest_start(self.run) + 1
@@ -151,6 +200,7 @@ class JobSupervisor:
 
     def _judged(self, cause: Cause, decision: Decision) -> None:
         """A node whose rank was silent, or that is lost, is the last choice from now on."""
+        self._overtaken = cause.kind == "overtaken"
         if decision.action is Action.RELAUNCH and cause.kind in ("silent", "hang") and cause.host in self.used:
             self.blamed.append(cause.host)
 
@@ -168,23 +218,6 @@ class JobSupervisor:
                     continue
                 return port
         raise ClusterError(f"No port from {first} on is free on {head}; end what holds them.")
-
-    def _hand_over(self) -> int:
-        handed = sum(1 for event in events(self.run) if event.get("event") == "successor")
-        if handed >= self.job.successors:
-            words = f"{handed} jobs have followed, which is all that cluster.successors allows."
-            self.supervisor.record("rest", words=words)
-            return 1
-        try:
-            number = slurm.submit(self.job, after=self.job_id, exclude=self.blamed)
-        except ClusterError as error:  # without the blamed nodes there may be too few at all
-            if not self.blamed:
-                raise
-            self.supervisor.record("no exclusion", words=str(error))
-            self.blamed = []
-            number = slurm.submit(self.job, after=self.job_id)
-        self.supervisor.record("successor", job=number, after=self.job_id, exclude=self.blamed)
-        return 0
 
 
 def main() -> None:

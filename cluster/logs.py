@@ -59,14 +59,19 @@ def end(run: Path, now: bool) -> str:
     if not jobs:
         raise ClusterError(f"{run} has not been launched on Slurm; to end a run elsewhere, touch {run / 'STOP'}.")
     (run / STOP).touch()
-    ended = []
-    for job in jobs:
-        state = slurm.state_of(job)
-        if state == "PENDING" or (now and state in ("RUNNING", "SUSPENDED")):
-            slurm.command(["scancel", job])
-            ended.append(job)
-    words = f"{run / 'STOP'} asks the run to save and end"
-    return f"{words}; cancelled: {', '.join(ended) or 'no job'}. Remove that file before the next launch."
+    ended, problems = [], []
+    for job in reversed(jobs):  # the successor before the one that it waits for
+        try:
+            state = slurm.state_of(job)
+            if state == "PENDING" or (now and state in ("RUNNING", "SUSPENDED")):
+                slurm.command(["scancel", job])
+                ended.append(job)
+        except ClusterError as error:
+            problems.append(f"job {job}: {error}")
+    words = f"{run / STOP} asks the run to save and end; cancelled: {', '.join(ended) or 'no job'}"
+    if problems:
+        raise ClusterError(f"{words}; not known, so ask again: {'; '.join(problems)}")
+    return f"{words}. Remove that file before the next launch."
 
 
 def jobs_of(run: Path) -> list[str]:

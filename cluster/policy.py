@@ -50,6 +50,7 @@ TABLE = {
     "done": Action.FINISH,
     "stopped": Action.HAND_OVER,
     "bad input": Action.GIVE_UP,
+    "busy": Action.RELAUNCH,
     "out of memory": Action.GIVE_UP,
     "overtaken": Action.GIVE_UP,
     "hang": Action.RELAUNCH,

@@ -15,11 +15,51 @@ EVENTS = "supervisor.jsonl"
 STOP = "STOP"
 _CHECKPOINT = re.compile(r"step-(\d+)")
 _BEAT = {"rank": int, "host": str, "phase": str, "step": int, "time": float}
+START = "PHA_START"
+"""The environment variable that tells ranks where to say why they cannot join; the file's stem marks their start."""
+_TAIL = 1 << 20
+"""Bytes of a file of records that are read for its last ones: a long run's may have gigabytes."""
 
 
 def newest_start(run: Path) -> int:
     """The number of the newest start that joined the run; 0 if none has."""
     return max((int(path.stem) for path in (run / "generations").glob("*.json") if path.stem.isdigit()), default=0)
+
+
+def mark_file(run: Path, mark: str) -> Path:
+    """Where ranks of the start with this mark say why they cannot join."""
+    return run.absolute() / "exits" / f"{mark}.json"
+
+
+def refusal(run: Path, mark: str) -> dict[str, Any]:
+    """What they have said; empty where they have not."""
+    return _object(mark_file(run, mark))
+
+
+def start_of(run: Path, mark: str, after: int) -> int:
+    """The number, above `after`, of the start with this mark; 0 while it has not joined."""
+    for number in range(after + 1, newest_start(run) + 1):
+        if _object(run / "generations" / f"{number:06d}.json").get("mark") == mark:
+            return number
+    return 0
+
+
+def last_records(run: Path) -> list[dict[str, Any]]:
+    """The end of metrics.jsonl, in order."""
+    try:
+        with (run / "metrics.jsonl").open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL))
+            lines = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return list(_objects(lines[1:] if size > _TAIL else lines))
+
+
+def save_seconds(run: Path) -> float | None:
+    """What the longest of the last 20 checkpoints took; None where none is known."""
+    saved = [float(r["seconds"]) for r in last_records(run) if r.get("event") == "checkpoint" and "seconds" in r]
+    return max(saved[-20:], default=None)
 
 
 def checkpoint_steps(run: Path) -> list[int]:
@@ -35,11 +75,13 @@ def exit_notes(run: Path, start: int) -> list[dict[str, Any]]:
 
 
 def heartbeats(run: Path) -> dict[int, dict[str, Any]]:
-    """Each rank's last sign of life: rank, host, phase, step, time; whichever start it is of."""
+    """Each rank's last sign of life: rank, host, phase, step, time, and start (0 where it does not say)."""
     found = {}
     for path in (run / "heartbeats").glob("rank-*.json"):
+        written = _object(path)
         try:
-            beat = {name: kind(_object(path)[name]) for name, kind in _BEAT.items()}
+            beat = {name: kind(written[name]) for name, kind in _BEAT.items()}
+            beat["start"] = int(written.get("start", 0))
         except (KeyError, TypeError, ValueError):
             continue
         found[beat["rank"]] = beat

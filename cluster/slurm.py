@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 import shlex
 import subprocess
@@ -78,9 +79,14 @@ def patiently(arguments: Sequence[str], sleep: Callable[[float], None] = time.sl
         try:
             return command(arguments)
         except ClusterError as error:
-            if not any(words in str(error) for words in _UNREACHABLE) or time.monotonic() > deadline:
+            if not unreachable(error) or time.monotonic() > deadline:
                 raise
             sleep(5.0)
+
+
+def unreachable(error: ClusterError) -> bool:
+    """Whether it tells of a controller that did not answer, and not of a refusal."""
+    return any(words in str(error) for words in _UNREACHABLE)
 
 
 def command(arguments: Sequence[str]) -> str:
@@ -104,24 +110,45 @@ def _run(arguments: Sequence[str], timeout_s: float = 60.0) -> subprocess.Comple
     return done
 
 
-def submit(job: Job, *, test_only: bool = False, after: str | None = None, exclude: Sequence[str] = ()) -> str:
-    """Hands the job's script to sbatch; returns its number, or with `test_only` what sbatch thinks of it.
-
-    Args:
-        after: the job whose end this one waits for, however it ends.
-        exclude: nodes not to be given, beside those of the script.
-    """
-    arguments = ["sbatch", "--parsable"]
-    if after is not None:
-        arguments.append(f"--dependency=afterany:{after}")
-    banned = [*filter(None, [job.directives.get("exclude", "")]), *exclude]
-    if exclude:
-        arguments.append(f"--exclude={','.join(banned)}")
+def submit(job: Job, *, test_only: bool = False) -> str:
+    """Hands the job's script to sbatch; returns its number, or with `test_only` what sbatch thinks of it."""
     script = str(Path(job.folder) / SCRIPT)
     if test_only:
         return " ".join(_run(["sbatch", "--test-only", script]).stderr.split())
-    ask = command if after is None else patiently
-    return ask([*arguments, script]).strip().partition(";")[0]
+    return command(["sbatch", "--parsable", script]).strip().partition(";")[0]
+
+
+def submit_after(job: Job, after: str, exclude: Sequence[str] = (), *, patient: bool = False) -> str:
+    """Submits the script again, to wait for the end of job `after`, however it ends; returns the number.
+
+    A controller that took the job and could not say so is asked again by a comment of this pair's own, so that two
+    never follow one.
+
+    Args:
+        exclude: nodes not to be given, beside those of the script.
+    """
+    comment = f"{job.folder} after {after}"
+    arguments = ["sbatch", "--parsable", f"--dependency=afterany:{after}", f"--comment={comment}"]
+    if exclude:
+        banned = [*filter(None, [job.directives.get("exclude", "")]), *exclude]
+        arguments.append(f"--exclude={','.join(banned)}")
+    deadline = time.monotonic() + (PATIENCE_S if patient else 0.0)
+    while True:
+        try:
+            return command([*arguments, str(Path(job.folder) / SCRIPT)]).strip().partition(";")[0]
+        except ClusterError as error:
+            if not unreachable(error) or time.monotonic() >= deadline:
+                raise
+        time.sleep(5.0)
+        waiting = patiently(["squeue", "--me", "--noheader", "--states=PENDING", "--format=%i|%k"]).splitlines()
+        for number, _, said in (line.strip().partition("|") for line in waiting):
+            if said == comment:
+                return number
+
+
+def exclude(job_id: str, nodes: Sequence[str]) -> None:
+    """A job that waits is not to be given these nodes. Raises ClusterError, also where too few others are left."""
+    patiently(["scontrol", "update", f"jobid={job_id}", f"ExcNodeList={','.join(nodes)}"])
 
 
 def settings() -> dict[str, str]:
@@ -175,13 +202,27 @@ LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING")
 
 
 def state_of(job_id: str) -> str:
-    """PENDING, RUNNING, COMPLETING, CANCELLED, ...; empty where the controller does not know the job."""
+    """PENDING, RUNNING, COMPLETING, CANCELLED, ...; empty where the controller has forgotten the job.
+
+    Raises ClusterError where it does not answer.
+    """
     try:
         told = command(["scontrol", "--oneliner", "show", "job", job_id])
-    except ClusterError:
-        return ""
+    except ClusterError as error:
+        if "Invalid job id" in str(error):
+            return ""
+        raise
     match = re.search(r"\bJobState=(\S+)", told)
     return match.group(1) if match else ""
+
+
+def end_of(job_id: str) -> float | None:
+    """When the time of a running job is over, in seconds since 1970; None where it has no end."""
+    told = patiently(["squeue", "--noheader", "--jobs", job_id, "--format=%e"]).strip()
+    try:
+        return datetime.datetime.fromisoformat(told).timestamp()  # in the time zone of this machine
+    except ValueError:
+        return None
 
 
 def preempted(job_id: str) -> bool:

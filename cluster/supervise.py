@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,18 @@ from types import FrameType
 from typing import Any, Protocol
 
 from cluster.policy import Action, Budget, Cause, Decision, decide, first_cause
-from cluster.run_files import EVENTS, STOP, checkpoint_steps, exit_notes, heartbeats, newest_start
+from cluster.run_files import (
+    EVENTS,
+    START,
+    STOP,
+    checkpoint_steps,
+    exit_notes,
+    heartbeats,
+    mark_file,
+    newest_start,
+    refusal,
+    start_of,
+)
 
 POLL_S = 0.2
 LOOK_S = 1.0
@@ -73,12 +86,22 @@ class Supervisor:
         sleep: Callable[[float], None] = time.sleep,
         judged: Callable[[Cause, Decision], None] = lambda cause, decision: None,
         tell: Callable[[str], None] = lambda words: None,
+        due: Callable[[], int | None] = lambda: None,
+        wished: Callable[[int], None] = lambda number: None,
     ) -> None:
-        """`start` starts `ranks` processes that train `run`, or raises NoPlace; `judged` hears how each start ended,
-        and `tell` what is to be done, in words for people.
+        """Of the run in this folder.
+
+        Args:
+            start: starts `ranks` processes that train it, or raises NoPlace.
+            judged: hears how each start ended.
+            tell: what is to be done, in words for people.
+            due: asked once a second for a signal to stop with, because time is up.
+            wished: hears of the first signal to stop once it is passed on.
         """
         self.run_folder, self.ranks, self.start, self.limits = run, ranks, start, limits
         self.budget, self._sleep, self._judged, self._tell = budget or Budget(), sleep, judged, tell
+        self._due, self._wished = due, wished
+        self._mark, self._before, self._own = "", 0, 0
         self._causes: list[Cause] = []
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}
         self.wish: int | None = None
@@ -101,22 +124,19 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def _one_start(self) -> Decision:
-        saved, before, began = checkpoint_steps(self.run_folder), newest_start(self.run_folder), time.monotonic()
-        self._seen = {
-            rank: (beat, -math.inf) for rank, beat in heartbeats(self.run_folder).items()
-        }  # of earlier starts
+        saved, began = checkpoint_steps(self.run_folder), time.monotonic()
+        self._mark_next_start()
         try:
             started = self.start()
         except NoPlace as error:
             self.record("no place", words=str(error))
             return Decision(Action.HAND_OVER, str(error))
-        silent = self._watch(started, before + 1, began)
-        ended = newest_start(self.run_folder)
+        silent = self._watch(started, began)
+        ended = self._number()
         if silent is not None:
             cause = silent
-        elif ended == before:
-            kind = "bad input" if started.poll() == BAD_INPUT else "killed"
-            cause = Cause(kind, "The ranks ended before they had joined the run; their output says why.")
+        elif ended == 0:
+            cause = self._not_joined(started.poll())
         else:
             cause = self._who(first_cause(exit_notes(self.run_folder, ended), self.ranks), ended)
         if max(checkpoint_steps(self.run_folder), default=-1) > max(saved, default=-1):
@@ -134,6 +154,25 @@ class Supervisor:
         )
         return decision
 
+    def _mark_next_start(self) -> None:
+        """Another supervisor's ranks, or an earlier start's, must not be taken for this one's."""
+        self._mark, self._before, self._own = uuid.uuid4().hex[:12], newest_start(self.run_folder), 0
+        os.environ[START] = str(mark_file(self.run_folder, self._mark))
+        self._seen = {rank: (beat, -math.inf) for rank, beat in heartbeats(self.run_folder).items()}
+
+    def _number(self) -> int:
+        """Of the start that is watched; 0 while its ranks have not joined the run."""
+        if not self._own:
+            self._own = start_of(self.run_folder, self._mark, self._before)
+        return self._own
+
+    def _not_joined(self, code: int | None) -> Cause:
+        told = refusal(self.run_folder, self._mark)
+        if told:
+            return first_cause([told], 1)
+        kind = "bad input" if code == BAD_INPUT else "killed"
+        return Cause(kind, "The ranks ended before they had joined the run; their output says why.")
+
     def _who(self, cause: Cause, start: int) -> Cause:
         """A rank's watchdog tells of a hang, and most often of another rank's: one that could say nothing itself."""
         beats = [beat for beat, when in self._seen.values() if when > -math.inf]  # of this start
@@ -144,16 +183,19 @@ class Supervisor:
         behind = min(mute or beats, key=lambda beat: (beat["step"], beat["time"]))
         return dataclasses.replace(cause, rank=int(behind["rank"]), host=str(behind["host"]))
 
-    def _watch(self, started: Started, start: int, began: float) -> Cause | None:
+    def _watch(self, started: Started, began: float) -> Cause | None:
         """Waits for the ranks' end; ends them when one is silent, and then says which."""
         passed_on, failed_at, look_at = False, math.inf, began
         while started.poll() is None:
             now = time.monotonic()
             if now >= look_at:  # the folder may be on a network, and have thousands of ranks' files
                 look_at = now + LOOK_S
+                self.wish = self.wish or self._due()
                 if self.wish is not None and not passed_on:
                     passed_on = started.signal(self.wish)
-                if failed_at == math.inf and self._has_failed(start):
+                    if passed_on:
+                        self._wished(self.wish)
+                if failed_at == math.inf and self._has_failed():
                     failed_at = now
                 silent = self._silent(began)
                 if silent is not None:
@@ -166,14 +208,16 @@ class Supervisor:
             self._sleep(POLL_S)
         return None
 
-    def _has_failed(self, start: int) -> bool:
-        return any(note.get("kind") not in WELL for note in exit_notes(self.run_folder, start))
+    def _has_failed(self) -> bool:
+        notes = exit_notes(self.run_folder, self._number()) or [refusal(self.run_folder, self._mark)]
+        return any(note.get("kind", "done") not in WELL for note in notes)
 
     def _silent(self, began: float) -> Cause | None:
         """The rank that is furthest behind, if some rank has been silent for too long."""
         now = time.monotonic()
         for rank, beat in heartbeats(self.run_folder).items():
-            if self._seen.get(rank, ({}, 0.0))[0] != beat:
+            foreign = beat["start"] not in (0, self._number())  # an overtaken rank may live on for a while
+            if not foreign and self._seen.get(rank, ({}, 0.0))[0] != beat:
                 self._seen[rank] = (beat, now)  # by our own clock: others' may jump, and each host has its own
         beats = [(beat, now - when) for beat, when in self._seen.values() if when >= began]
         if not beats:

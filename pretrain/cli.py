@@ -14,6 +14,7 @@ import typer
 from cluster.errors import ClusterError
 from data_pipeline.errors import DataError
 from model.errors import ModelError
+from pretrain import exits
 from pretrain.cli_bench import bench_app
 from pretrain.cli_cluster import cancel, launch, logs
 from pretrain.cli_data import data_app
@@ -51,7 +52,7 @@ def main() -> None:
     try:
         app()
     except RunError as error:
-        _leave(f"error: {error}", error.exit_code)
+        _leave(f"error: {error}", error.exit_code, error.kind)
     except (DataError, ModelError, ClusterError) as error:
         _leave(f"error: {error}", EXIT_BAD_INPUT)
     except BrokenPipeError:  # `pha ... | head`
@@ -83,8 +84,7 @@ def _leave(words: str, code: int, kind: str = "") -> None:
     """Ends the process at once: a rank that cannot go on must not wait for the others while it tidies up."""
     print(words, file=sys.stderr, flush=True)
     sys.stdout.flush()
-    if "pretrain.exits" in sys.modules:  # a rank that has joined its run
-        sys.modules["pretrain.exits"].note(code, words, kind)
+    exits.note(code, words, kind)
     record = logging.makeLogRecord({"name": "pha", "levelname": "ERROR", "msg": words})
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):  # the rank's own log; the terminal has it already

@@ -73,7 +73,7 @@ def launch(
     if (run / "STOP").exists():
         raise RunError(f"{run / 'STOP'} asks this run not to train; remove that file to go on.")
     if live := [job for job in jobs_of(run) if slurm.state_of(job) in slurm.LIVE]:
-        raise RunError(f"Job {live[-1]} trains {run} already, or will; `pha cancel {run}` ends it.")
+        raise RunError(f"Job {live[0]} trains {run} already, or will; `pha cancel {run}` ends it.")
     _warn(resolved, run)
     folder = new_folder(run)
     (run / "logs").mkdir(exist_ok=True)
@@ -94,11 +94,12 @@ def launch(
 
 def _job(config: RunConfig, run: Path, folder: Path) -> Job:
     from cluster.job import Job
+    from cluster.run_files import save_seconds
     from pretrain.deepspeed_config import batch_split
 
     cluster = config.cluster
     batch_split(config, cluster.nodes * cluster.ranks)
-    save = _save_seconds(run)
+    save = save_seconds(run)
     lead = cluster.lead_s or round(SLURM_ROUNDING_S + 2 * (save or UNKNOWN_SAVE_S))
     limit = cluster.time_s
     if limit is not None and limit <= lead + 2 * (save or 0.0):
@@ -149,19 +150,12 @@ def _job(config: RunConfig, run: Path, folder: Path) -> Job:
     )
 
 
-def _save_seconds(run: Path) -> float | None:
-    """The longest of the run's last checkpoints, from its records; None where it has none."""
-    from pretrain import metrics
-
-    saved = [r for r in metrics.read(run / "metrics.jsonl") if r.get("event") == "checkpoint"]
-    return max((float(r["seconds"]) for r in saved[-20:] if "seconds" in r), default=None)
-
-
 def _warn(config: RunConfig, run: Path) -> None:
     """What Slurm's own settings mean for this run."""
     from cluster import slurm
+    from cluster.run_files import save_seconds
 
-    save, wait = _save_seconds(run), slurm.seconds(slurm.settings().get("KillWait", ""))
+    save, wait = save_seconds(run), slurm.seconds(slurm.settings().get("KillWait", ""))
     if save is not None and wait is not None and save > wait:
         print(
             f"warning: a checkpoint of this run took {save:.0f} s, and Slurm kills {wait:.0f} s after a cancellation "

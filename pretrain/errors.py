@@ -45,12 +45,20 @@ class RunError(Exception):
     """A problem whose message is one sentence for the user: the thing, the rule and the fix."""
 
     exit_code: int = EXIT_BAD_INPUT
+    kind: str = ""
+    """For those who start runs again; empty is the exit code's (`pretrain.exits`)."""
 
 
 class RunFailed(RunError):
     """The run, rather than what the user typed, is in trouble: a disk, a checkpoint, the loss."""
 
     exit_code = EXIT_FATAL
+
+
+class Busy(RunError):
+    """Another process trains the run at this moment; a start of long ago may still be dying."""
+
+    kind = "busy"
 
 
 class Overtaken(RunError):

@@ -1,7 +1,8 @@
 """Why each rank left, as a file: exit codes are lost or overwritten on their way through launchers.
 
 `exits/<generation>/rank-N.json` has the code, the kind and the words; who starts a run again reads the first cause by
-time. A rank that was killed leaves none, and that too says something.
+time. A rank that was killed leaves none, and that too says something. One that cannot even join the run has no
+generation yet: it writes into the file that `START` names, which its supervisor has chosen.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any
 
 from pretrain.errors import EXIT_BAD_INPUT, EXIT_DONE, EXIT_OVERTAKEN, EXIT_PEER_LOST, EXIT_REQUEUE
 from pretrain.files import write_json
+
+START = "PHA_START"
+"""The environment variable with that file's path; its stem marks the start as the supervisor's own."""
 
 KINDS = {
     EXIT_DONE: "done",
@@ -33,6 +37,14 @@ class _Place:
     known: dict[str, Any]
     step = 0
 
+    def find(self) -> Path | None:
+        """Where to write, if anywhere."""
+        if self.path is None and START in os.environ:
+            rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
+            self.path = Path(os.environ[START])
+            self.known = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid()}
+        return self.path
+
 
 _place = _Place()
 
@@ -46,14 +58,20 @@ def register(folder: Path, generation: int, rank: int) -> None:
     _place.known = {"rank": rank, "generation": generation, "host": socket.gethostname(), "pid": os.getpid()}
 
 
+def start_mark() -> str:
+    """What a supervisor calls the start that this process belongs to; empty where nobody supervises."""
+    return Path(os.environ[START]).stem if START in os.environ else ""
+
+
 def at(step: int) -> None:
     """The step that an exit from now on belongs to."""
     _place.step = step
 
 
 def note(code: int, words: str, kind: str = "") -> None:
-    """Leaves the reason, once: the first is the cause. Does nothing where no run was joined, or on a full disk."""
-    if _place.path is None or _place.path.exists():
+    """Leaves the reason, once: the first is the cause. Does nothing where nobody would read it, or on a full disk."""
+    path = _place.find()
+    if path is None or path.exists():
         return
     record = {
         **_place.known,
@@ -64,4 +82,4 @@ def note(code: int, words: str, kind: str = "") -> None:
         "time": time.time(),
     }
     with contextlib.suppress(OSError):
-        write_json(_place.path, record)
+        write_json(path, record)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.errors import Overtaken
+from pretrain.exits import start_mark
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Fence:
                 generation += 1
                 continue
             with os.fdopen(descriptor, "w") as file:
-                who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+                who = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "mark": start_mark()}
                 file.write(json.dumps(who) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

@@ -14,9 +14,10 @@ from pretrain.files import write_json
 class Heartbeat:
     """Writes `rank-N.json`: phase, step, host, process and time. At most once a second unless the phase changes."""
 
-    def __init__(self, folder: Path, rank: int) -> None:
+    def __init__(self, folder: Path, rank: int, start: int = 0) -> None:
+        """Of a rank of the run's start with this number (its generation)."""
         self._path = folder / f"rank-{rank}.json"
-        self.folder, self.rank = folder, rank
+        self.folder, self.rank, self.start = folder, rank, start
         self._phase, self._last = "start", -1.0
         self.last_seen = time.monotonic()
         """When this rank last gave a sign of life."""
@@ -42,6 +43,7 @@ class Heartbeat:
                 "rank": self.rank,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),
+                "start": self.start,
                 "phase": self._phase,
                 "step": step,
                 "time": now,

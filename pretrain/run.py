@@ -80,7 +80,7 @@ def train(config: RunConfig) -> int:
         exits.register(directory.exits, fence.generation, world.rank)
         setup_logging(directory.logs, world.rank)
         startup.mark("ranks")
-        heartbeat = Heartbeat(directory.heartbeats, world.rank)
+        heartbeat = Heartbeat(directory.heartbeats, world.rank, fence.generation)
         heartbeat.beat("start", 0)
         stack.enter_context(Watchdog(config.watchdog, heartbeat, directory.logs))
         code = Run(config, directory, dataset, ranks, stop, fence, heartbeat, startup).go()

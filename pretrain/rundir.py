@@ -13,7 +13,7 @@ from typing import Any
 
 from pretrain import config_file
 from pretrain.config import RunConfig
-from pretrain.errors import RunError
+from pretrain.errors import Busy, RunError
 from pretrain.files import write_atomic
 
 # Changing one of these would make the run's past and its future two different experiments.
@@ -106,14 +106,14 @@ class RunDirectory:
     def locked(self) -> Iterator[None]:
         """Inside, this process is the only one that runs this run (on file systems with flock).
 
-        Raises RunError when another process does: two would overwrite each other's record and checkpoints. The
+        Raises Busy when another process does: two would overwrite each other's record and checkpoints. The
         kernel releases the lock when a process dies, however it dies.
         """
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise RunError(
+                raise Busy(
                     f"Another process is training the run {self.path}; wait until it has ended, or start a new run "
                     "with another run_dir."
                 ) from None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from cluster import supervise
 from cluster.policy import Budget
-from cluster.run_files import events
+from cluster.run_files import START, events
 from cluster.supervise import Limits, NoPlace, Supervisor
 
 
@@ -25,7 +27,8 @@ class World:
     def start(self):
         self.starts += 1
         (self.folder / "generations").mkdir(exist_ok=True)
-        (self.folder / "generations" / f"{self.starts:06d}.json").touch()
+        mark = Path(os.environ[START]).stem
+        (self.folder / "generations" / f"{self.starts:06d}.json").write_text(json.dumps({"mark": mark}))
         return Played(self, self.scripts.pop(0)(self), self.now)
 
     def leave(self, kind, rank=0, **more):
@@ -33,9 +36,16 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"rank-{rank}.json").write_text(json.dumps({"rank": rank, "kind": kind, "time": self.now, **more}))
 
-    def beat(self, rank, step, phase="train"):
+    def beat(self, rank, step, phase="train", start=0):
         (self.folder / "heartbeats").mkdir(exist_ok=True)
-        beat = {"rank": rank, "host": f"n{rank}", "phase": phase, "step": step, "time": self.now + 1e6 * rank}
+        beat = {
+            "rank": rank,
+            "host": f"n{rank}",
+            "phase": phase,
+            "step": step,
+            "time": self.now + 1e6 * rank,
+            "start": start,
+        }
         (self.folder / "heartbeats" / f"rank-{rank}.json").write_text(json.dumps(beat))
 
     def checkpoint(self, step):
@@ -235,3 +245,53 @@ def test_a_wish_before_the_first_start_starts_nothing(tmp_path, monkeypatch):
     supervisor = world.supervisor()
     supervisor._on_signal(15, None)
     assert supervisor.supervise() == 75 and world.starts == 0
+
+
+def test_another_supervisors_start_is_not_taken_for_the_own_one(tmp_path, monkeypatch):
+    def overtaken(world):
+        yield
+        (world.folder / "generations" / "000002.json").write_text('{"mark": "another"}')
+        exits = world.folder / "exits" / "000002"
+        exits.mkdir(parents=True)
+        (exits / "rank-0.json").write_text('{"kind": "failed", "time": 1}')
+        world.beat(0, 3, start=2)
+        for _ in range(100):
+            yield
+        world.leave("overtaken")
+        return 77
+
+    world = World(tmp_path, monkeypatch, overtaken)
+    assert world.supervisor().supervise() == 1
+    (ended,) = [e for e in events(tmp_path) if e["event"] == "end"]
+    assert (ended["start"], ended["cause"]["kind"]) == (1, "overtaken") and world.killed == []
+
+
+@pytest.mark.parametrize(("kind", "starts"), [("bad input", 1), ("busy", 3)])
+def test_what_ranks_say_that_could_not_join_decides(tmp_path, monkeypatch, kind, starts):
+    class Refused(World):
+        def start(self):
+            self.starts += 1
+            return Played(self, self.scripts.pop(0)(self), self.now)
+
+    def refuses(world):
+        yield
+        path = Path(os.environ[START])
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"kind": kind, "words": "The dataset is not there.", "time": 1}))
+        return 1
+
+    world = Refused(tmp_path, monkeypatch, refuses, refuses, refuses)
+    assert world.supervisor(budget=Budget(2)).supervise() == 1
+    assert world.starts == starts and "The dataset is not there." in events(tmp_path)[-1]["words"]
+
+
+def test_a_time_that_is_up_ends_the_ranks_and_is_told_once_they_know(tmp_path, monkeypatch):
+    def patient(world):
+        while True:
+            yield
+
+    told = []
+    world = World(tmp_path, monkeypatch, patient)
+    due = iter([None, None, 10])
+    assert world.supervisor(due=lambda: next(due), wished=told.append).supervise() == 75
+    assert told == [10] and 102 <= world.now < 104

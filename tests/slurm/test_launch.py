@@ -99,8 +99,8 @@ def test_a_job_that_must_end_hands_over_to_a_successor_with_the_code_of_its_laun
     wait(lambda: 10 in training(run), "step 10")
     bed.told("scancel", "--signal=USR1", "--batch", job)  # as Slurm does before the time limit
     wait(lambda: len(ended(run)) == 2, "the end of the run")
-    (successor,) = [e for e in events(run) if e["event"] == "successor"]
-    assert successor["after"] == job and [e["decision"] for e in ended(run)] == ["hand over", "finish"]
+    first, _ = [e for e in events(run) if e["event"] == "successor"]  # the second one's was taken back
+    assert first["after"] == job and [e["decision"] for e in ended(run)] == ["hand over", "finish"]
     assert training(run) == training(undisturbed)
     assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
 
@@ -120,7 +120,7 @@ def test_a_cancelled_run_saves_and_nobody_follows_it(how, folder):
         assert "asks the run to save and end" in said
     wait(lambda: not jobs_left(), "the end of the job")
     assert newest(run / "checkpoints").step == max(training(run))
-    assert not [e for e in events(run) if e["event"] == "successor"]
+    assert len([e for e in events(run) if e["event"] == "start"]) == 1
 
 
 def test_a_preempted_run_saves_makes_room_and_goes_on_behind(folder, undisturbed):
@@ -132,7 +132,23 @@ def test_a_preempted_run_saves_makes_room_and_goes_on_behind(folder, undisturbed
         "sbatch", "--parsable", "-p", "urgent", "-N4", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 2"
     )
     wait(lambda: len(ended(run)) == 2, "the end of the run")
-    (successor,) = [e for e in events(run) if e["event"] == "successor"]
-    assert successor["after"] == job != urgent.strip()
+    first, _ = [e for e in events(run) if e["event"] == "successor"]
+    assert first["after"] == job != urgent.strip()
     assert training(run) == training(undisturbed)
     assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
+
+
+def test_the_first_node_takes_the_supervisor_with_it_and_the_job_that_waits_goes_on(folder, undisturbed):
+    run = folder / "headless"
+    wait(lambda: len(bed.idle()) == 4, "idle nodes")
+    job = launch(folder, run, *LONG, "cluster.nodes=2", "cluster.time=20:00")
+    wait(lambda: 10 in training(run), "step 10")
+    head = next(e for e in events(run) if e["event"] == "start")["nodes"][0]
+    bed.crash(head)
+    wait(lambda: [e["decision"] for e in ended(run)][-1:] == ["finish"], "the end of the run")
+    bed.boot(head)
+    starts = [e for e in events(run) if e["event"] == "start"]
+    assert len(starts) == 2 and starts[0]["job"] == job != starts[1]["job"] and head not in starts[1]["nodes"]
+    assert training(run) == training(undisturbed)
+    assert sha256(newest(run / "checkpoints").weights) == sha256(newest(undisturbed / "checkpoints").weights)
+    wait(lambda: not jobs_left(), "the end of all jobs")
