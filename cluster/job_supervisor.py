@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from cluster import slurm
+from cluster.deputy import COUNT, Pulse, arguments
 from cluster.errors import ClusterError
 from cluster.job import CONFIG, Job, largest_world
 from cluster.policy import Action, Budget, Cause, Decision
@@ -98,7 +99,9 @@ class JobSupervisor:
             self.supervisor.record("rest", words=words)
             return 0
         self.successor.stand()
-        code = self.supervisor.supervise()
+        with Pulse(Path(self.job.folder), self.job_id):
+            self._appoint()
+            code = self.supervisor.supervise()
         if code != HANDED_OVER:
             if not self._overtaken:  # then the jobs are the other one's
                 self.successor.drop()
@@ -113,6 +116,12 @@ class JobSupervisor:
             return 1
         self.successor.avoid(self.blamed)
         return 0
+
+    def _appoint(self) -> None:
+        """Deputies on the last nodes, which are the spare ones where there are any."""
+        nodes = [node for node in slurm.nodes_of(self.job_id) if node != _this_node()][-COUNT:]
+        if nodes:
+            subprocess.Popen(arguments(self.job, self.job_id, nodes), start_new_session=True)
 
     def _wished(self, number: int) -> None:
         """The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
@@ -160,6 +169,7 @@ class JobSupervisor:
         job = self.job
         arguments = [
             "srun",
+            f"--job-name={slurm.RANKS}",
             f"--nodes={len(nodes)}",
             f"--ntasks={len(nodes) * job.ranks_per_node}",
             f"--ntasks-per-node={job.ranks_per_node}",
@@ -209,7 +219,7 @@ class JobSupervisor:
         first, count = PORTS
         for attempt in range(100):
             port = first + (int(self.job_id) * 31 + number * 7 + attempt) % count
-            if head != os.environ.get("SLURMD_NODENAME", socket.gethostname()):
+            if head != _this_node():
                 return port
             with socket.socket() as probe:
                 try:
@@ -218,6 +228,10 @@ class JobSupervisor:
                     continue
                 return port
         raise ClusterError(f"No port from {first} on is free on {head}; end what holds them.")
+
+
+def _this_node() -> str:
+    return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def main() -> None:
