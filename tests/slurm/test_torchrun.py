@@ -57,7 +57,8 @@ def test_a_killed_rank_is_started_again_and_a_warning_saves_and_is_followed(fold
     seen = max(training(run))
     wait(lambda: max(training(run)) > seen and (run / "generations" / "000002.json").exists(), "the second start")
     bed.told("scancel", "--signal=USR1", "--batch", job)  # as Slurm does before the time limit
-    wait(lambda: any(e["event"] == "successor" for e in events(run)), "a successor")
+    wait(lambda: len(ended(run)) == 2, "the end of the second start")
+    assert any(e["event"] == "successor" for e in events(run))
     assert [e["decision"] for e in ended(run)] == ["relaunch", "hand over"]
     assert ended(run)[1]["cause"]["kind"] == "stopped"
     saved = newest(run / "checkpoints").step
