@@ -8,6 +8,7 @@ it stands still a deputy ends the job; the one that waits in the queue goes on.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -93,6 +94,8 @@ def still(pulse: Path, sleep: Callable[[float], None] = time.sleep) -> None:
 def main() -> None:
     """Watches until the job is over, or ends it."""
     job, job_id = Job.load(Path(sys.argv[1])), os.environ["SLURM_JOB_ID"]
+    for number in (signal.SIGUSR1, signal.SIGUSR2):  # `scancel --signal` sends them to all steps; they are for ranks
+        signal.signal(number, signal.SIG_IGN)
     still(pulse_file(Path(job.folder), job_id))
     words = f"The supervisor of job {job_id} has had no pulse for {STILL_LOOKS} looks: its node is lost."
     print(words, flush=True)

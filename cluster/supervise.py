@@ -38,6 +38,8 @@ LOOK_S = 1.0
 """Between two looks into the run's folder."""
 FOLLOW_S = 5.0
 """So long after a rank has failed by itself the others may take to leave."""
+LINGER_S = 60.0
+"""So long the processes of ranks that have all said why they left may take to end: the first one writes a sample."""
 WELL = ("done", "stopped")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 DONE, GAVE_UP, BAD_INPUT, HANDED_OVER = 0, 1, 2, 75
@@ -184,7 +186,7 @@ class Supervisor:
 
     def _watch(self, started: Started, began: float) -> Cause | None:
         """Waits for the ranks' end; ends them when one is silent, and then says which."""
-        passed_on, failed_at, look_at = False, math.inf, began
+        passed_on, failed_at, left_at, look_at = False, math.inf, math.inf, began
         while started.poll() is None:
             now = time.monotonic()
             if now >= look_at:  # the folder may be on a network, and have thousands of ranks' files
@@ -195,17 +197,22 @@ class Supervisor:
                     if passed_on:
                         self._wished(self.wish)
                 if failed_at == math.inf and self._has_failed():
-                    failed_at = now
+                    failed_at = now + FOLLOW_S
+                if left_at == math.inf and self._all_left():
+                    left_at = now + LINGER_S
                 silent = self._silent(began)
                 if silent is not None:
                     self.record("silent", cause=silent.as_dict())
                     started.kill()
                     return silent
-            if now - failed_at > FOLLOW_S:  # the others cannot leave, or their node is gone
+            if now > min(failed_at, left_at):  # the others cannot leave, their node is gone, or nobody buries them
                 started.kill()
                 return None
             self._sleep(POLL_S)
         return None
+
+    def _all_left(self) -> bool:
+        return len(exit_notes(self.run_folder, self._number())) >= self.ranks
 
     def _has_failed(self) -> bool:
         notes = exit_notes(self.run_folder, self._number()) or [refusal(self.run_folder, self._mark)]

@@ -295,3 +295,15 @@ def test_a_time_that_is_up_ends_the_ranks_and_is_told_once_they_know(tmp_path, m
     due = iter([None, None, 10])
     assert world.supervisor(due=lambda: next(due), wished=told.append).supervise() == 75
     assert told == [10] and 102 <= world.now < 104
+
+
+def test_ranks_that_have_said_why_they_left_are_not_waited_for_without_end(tmp_path, monkeypatch):
+    def never_buried(world):
+        world.leave("done")
+        world.leave("done", rank=1)
+        while True:
+            yield
+
+    world = World(tmp_path, monkeypatch, never_buried)
+    assert world.supervisor().supervise() == 0
+    assert 160 <= world.killed[0] < 163

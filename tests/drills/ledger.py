@@ -17,6 +17,7 @@ import numpy as np
 from data_pipeline.batch import Batch
 from data_pipeline.dataset import Dataset
 from data_pipeline.loader import Loader
+from data_pipeline.order import Order
 from data_pipeline.pack import IGNORE
 from pretrain import cli
 from pretrain.exits import start_mark
@@ -88,6 +89,13 @@ def problems(
         if missing.sum() != 1 or missing.max() != 1 or missing.min() != 0:
             found.append(f"epoch {number}: {int(np.abs(missing).sum())} tokens more or less than the split has")
     return found
+
+
+def epoch(dataset: Path, seq_len: int, batch: int) -> int:
+    """Sequences in an epoch of the training split."""
+    with Dataset.open(dataset) as opened:
+        tokens = opened.split("train").block_tokens
+        return Order(tokens, [(0, seq_len)], batch, seed=0, shuffle=True).sequences_per_epoch
 
 
 if __name__ == "__main__":

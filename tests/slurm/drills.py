@@ -30,7 +30,7 @@ from tests.slurm import bed, faults
 from tests.slurm.faults import Scene, wait
 
 SECTION = "make slurm-drills"
-STEPS, BATCH, AT = 1000, 8, 20
+STEPS, BATCH, SEQ_LEN, AT = 1000, 8, 32, 20
 CONFIG = (
     runs.CONFIG.replace("steps: 14", f"steps: {STEPS}")
     .replace("eval: {every: 6", "eval: {every: 0")
@@ -185,18 +185,16 @@ def measure(scene: Scene, one: Drill, result: Result, folder: Path) -> None:
     result.twice = len(metrics.of_kind(superseded(run), "train"))
     reference = folder / f"reference-{one.nodes}"
     ours, theirs = training(run), training(reference)
-    ledger_problems = ledger.problems(
-        run / "ledger", folder / "data" / "dataset", STEPS, BATCH, STEPS * BATCH, marks(run)
-    )
-    result.problems += tuple(ledger_problems)
+    dataset = folder / "data" / "dataset"
+    epoch = ledger.epoch(dataset, SEQ_LEN, BATCH)
+    result.problems += tuple(ledger.problems(run / "ledger", dataset, STEPS, BATCH, epoch, marks(run)))
     if one.elastic:
         apart = max(abs(ours[s][0] - theirs[s][0]) / theirs[s][0] for s in theirs)
         result.equal = f"losses within {apart:.1e}"
         result.problems += ("losses differ",) if apart > 1e-3 or ours.keys() != theirs.keys() else ()
         return
-    same = ours == theirs and sha256(newest(run / "checkpoints").weights) == sha256(
-        newest(reference / "checkpoints").weights
-    )
+    ends = [sha256(newest(each / "checkpoints").weights) for each in (run, reference)]
+    same = ours == theirs and ends[0] == ends[1]
     result.equal = "bit for bit" if same else "no"
     result.problems += () if same else ("the run's end differs from the undisturbed one's",)
 
@@ -247,14 +245,14 @@ def table(results: list[Result], seconds: float) -> Table:
         )
     machine = describe()
     shown.remarks.append(
-        f"{STEPS} steps of the nano model on one rank a node, a checkpoint every 20 steps, the fault at step {AT}; limits: 10 s "
-        f"for a step, SlurmdTimeout 15 s, KillWait 10 s. All nodes share {machine['cores']} cores of {machine['processor']}, "
-        f"where the start of two ranks takes 7 to 10 s. {seconds:,.0f} s in all."
+        f"{STEPS} steps of the nano model on one rank a node, a checkpoint every 20 steps, the fault at step {AT}; "
+        "limits: 10 s for a step, SlurmdTimeout 15 s, KillWait 10 s. All nodes share "
+        f"{machine['cores']} cores of {machine['processor']}. {seconds:,.0f} s in all."
     )
     shown.remarks.append(
-        "Noticed: the first word of a supervisor or a deputy. Data: what each rank was given, by a ledger that the ranks keep: "
-        "every sequence once. The end: losses, norms and rates of all steps and the final weights' bytes against a run that "
-        "nothing happened to."
+        "Noticed: the first word of a supervisor or a deputy. Data: what each rank was given, by a ledger that the "
+        "ranks keep: every sequence once. The end: losses, norms and rates of all steps and the final weights' bytes "
+        "against a run that nothing happened to."
     )
     return shown
 
