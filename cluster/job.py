@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import ClusterError
 
@@ -43,6 +44,8 @@ class Job:
     """Phase of a heartbeat → seconds until it is no sign of life any more; `` is any other phase."""
     relaunches: int
     successors: int
+    preflight: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How nodes are looked at before a start (`cluster.preflight`), and where cordoned ones are listed."""
 
     @property
     def ranks(self) -> int:
