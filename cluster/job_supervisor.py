@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cluster import slurm
 from cluster.errors import ClusterError
+from cluster.health import Health
 from cluster.job import CONFIG, Job, largest_world
 from cluster.policy import Action, Budget, Cause, Decision
 from cluster.run_files import STOP, events, newest_start
@@ -80,6 +81,7 @@ class JobSupervisor:
             self.run, job.ranks, self.start, Limits(job.silent_s), Budget(job.relaunches),
             judged=self._judged,
         )  # fmt: skip
+        self.health = Health(job, job_id, self.supervisor.record, lambda: self.supervisor.wish is not None)
 
     def go(self) -> int:
         """Supervises until the run is done or this job cannot go on; then another one follows, if it should."""
@@ -132,25 +134,25 @@ class JobSupervisor:
 
     def _choose(self) -> list[str]:
         held = slurm.nodes_of(self.job_id)
-        there = slurm.answering(held)
-        good = [node for node in there if node not in self.blamed] + [node for node in there if node in self.blamed]
+        good = self.health.best_first(slurm.answering(held), self.blamed)
         count = min(self.job.nodes, len(good))
         if count < self.job.nodes and self.job.elastic:
             count = largest_world(count, self.job.ranks_per_node, self.job.batches)
         elif count < self.job.nodes:
             count = 0
         if count == 0:
-            lost = [node for node in held if node not in there]
+            lost = [node for node in held if node not in good]
             self.blamed += [node for node in lost if node not in self.blamed]
             raise NoPlace(
-                f"{len(there)} of the allocation's nodes answer ({', '.join(lost) or 'none'} lost), and the run needs "
-                f"{self.job.nodes}."
+                f"{len(good)} of the allocation's nodes can be used ({', '.join(lost) or 'none'} lost or left out), "
+                f"and the run needs {self.job.nodes}."
             )
         chosen = set(good[:count])
-        return [node for node in there if node in chosen]  # in Slurm's order: ranks follow it
+        return [node for node in held if node in chosen]  # in Slurm's order: ranks follow it
 
     def _judged(self, cause: Cause, decision: Decision) -> None:
         """A node whose rank was silent, or that is lost, is the last choice from now on."""
+        self.health.heard(cause)
         if decision.action is Action.RELAUNCH and cause.kind in ("silent", "hang") and cause.host in self.used:
             self.blamed.append(cause.host)
 
@@ -175,15 +177,16 @@ class JobSupervisor:
             words = f"{handed} jobs have followed, which is all that cluster.successors allows."
             self.supervisor.record("rest", words=words)
             return 1
+        exclude = self.health.excluded(self.blamed)
         try:
-            number = slurm.submit(self.job, after=self.job_id, exclude=self.blamed)
-        except ClusterError as error:  # without the blamed nodes there may be too few at all
-            if not self.blamed:
+            number = slurm.submit(self.job, after=self.job_id, exclude=exclude)
+        except ClusterError as error:  # without those nodes there may be too few at all
+            if not exclude:
                 raise
             self.supervisor.record("no exclusion", words=str(error))
-            self.blamed = []
+            exclude = []
             number = slurm.submit(self.job, after=self.job_id)
-        self.supervisor.record("successor", job=number, after=self.job_id, exclude=self.blamed)
+        self.supervisor.record("successor", job=number, after=self.job_id, exclude=exclude)
         return 0
 
 
