@@ -12,6 +12,7 @@ from cluster.job import Job
 from cluster.policy import Cause
 from cluster.preflight import Preflight, Report, Settings
 from cluster.run_files import newest_start
+from cluster.stragglers import Straggler
 
 NODES_MAY_BE_AT_FAULT = ("silent", "hang", "killed", "peer lost")
 """Kinds of a start's end after which the nodes are looked at again."""
@@ -57,10 +58,10 @@ class Health:
             held = []
         return list(dict.fromkeys([*blamed, *bad, *held]))
 
-    def straggles(self, node: str, words: str) -> None:
-        """A node's ranks hold the others up; it is cordoned only where the config asks for that."""
-        if self.job.preflight.get("cordon_stragglers"):
-            self._cordon(node, "its ranks compute slowly", words)
+    def straggles(self, straggler: Straggler) -> None:
+        """A rank holds the others up; its node is cordoned only where the config asks for that."""
+        if self.job.preflight.get("cordon_stragglers") and not straggler.alone:
+            self._cordon(straggler.host, "its ranks compute slowly", straggler.words)
 
     def _look(self, nodes: Sequence[str]) -> None:
         start = newest_start(Path(self.job.run)) + 1

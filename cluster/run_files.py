@@ -35,13 +35,16 @@ def exit_notes(run: Path, start: int) -> list[dict[str, Any]]:
 
 
 def heartbeats(run: Path) -> dict[int, dict[str, Any]]:
-    """Each rank's last sign of life: rank, host, phase, step, time; whichever start it is of."""
+    """Each rank's last sign of life: rank, host, phase, step, time, compute_s (or None); whichever start it is of."""
     found = {}
     for path in (run / "heartbeats").glob("rank-*.json"):
+        read = _object(path)
         try:
-            beat = {name: kind(_object(path)[name]) for name, kind in _BEAT.items()}
+            beat: dict[str, Any] = {name: kind(read[name]) for name, kind in _BEAT.items()}
         except (KeyError, TypeError, ValueError):
             continue
+        own = read.get("compute_s")
+        beat["compute_s"] = float(own) if isinstance(own, int | float) else None
         found[beat["rank"]] = beat
     return found
 

@@ -227,8 +227,9 @@ def judge_computing(verdicts: Mapping[str, Verdict], lines: Mapping[str, Sequenc
     Returns why none is judged where none does: that is no node's defect.
     """
     if not any(line.get("stage") == "device" for node in nodes for line in lines.get(node, [])):
-        failed = (line["error"] for node in nodes for line in lines.get(node, []) if line.get("stage") == "failed")
-        return f"No node comes to compute ({next(failed, 'torch is not imported in time')}), so that none is judged."
+        errors = [line["error"] for node in nodes for line in lines.get(node, []) if line.get("stage") == "failed"]
+        why = errors[0] if errors else "torch is not imported in time"
+        return f"No node comes to compute ({why}), so that none is judged."
     for node in nodes:
         said = lines.get(node, [])
         if any(line.get("stage") == "device" for line in said):

@@ -260,8 +260,13 @@ def status(run: RunArgument, as_json: Json = False) -> None:
     if found.exits:
         first = found.exits[0]
         title += f"; start {found.starts} ended: rank {first['rank']} {first['kind']} ({first['words']})"
-    rows = [(str(r.rank), r.host, r.phase, str(r.step), f"{r.age_s:.0f} s ago") for r in found.ranks]
-    print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
+    rows = [
+        (str(r.rank), r.host, r.phase, str(r.step), "" if r.compute_s is None else f"{1000 * r.compute_s:.0f} ms",
+         f"{r.age_s:.0f} s ago") for r in found.ranks
+    ]  # fmt: skip
+    print_table(title, ("rank", "host", "phase", "step", "own part", "heartbeat"), rows)
+    for words in found.stragglers:
+        print(f"straggler: {words}")
     for event in found.ends:
         what = event.get("cause", {}).get("kind") or event.get("job") or ""
         then = f" → {event['decision']}" if "decision" in event else ""
