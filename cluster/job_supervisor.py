@@ -79,7 +79,7 @@ class JobSupervisor:
         self.used: list[str] = []
         self.supervisor = Supervisor(
             self.run, job.ranks, self.start, Limits(job.silent_s), Budget(job.relaunches),
-            judged=self._judged,
+            judged=self._judged, straggles=lambda one: self.health.straggles(one),
         )  # fmt: skip
         self.health = Health(job, job_id, self.supervisor.record, lambda: self.supervisor.wish is not None)
 

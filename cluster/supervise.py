@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from cluster.policy import Action, Budget, Cause, Decision, decide, first_cause
 from cluster.run_files import EVENTS, STOP, checkpoint_steps, exit_notes, heartbeats, newest_start
+from cluster.stragglers import Straggler, StragglerWatch
 
 POLL_S = 0.2
 LOOK_S = 1.0
@@ -73,10 +74,12 @@ class Supervisor:
         sleep: Callable[[float], None] = time.sleep,
         judged: Callable[[Cause, Decision], None] = lambda cause, decision: None,
         tell: Callable[[str], None] = lambda words: None,
+        straggles: Callable[[Straggler], None] = lambda straggler: None,
     ) -> None:
         """`start` starts `ranks` processes that train `run`, or raises NoPlace; `judged` hears how each start ended,
-        and `tell` what is to be done, in words for people.
+        `tell` what is to be done, in words for people, and `straggles` of each rank that holds the others up.
         """
+        self._straggles, self._slow = straggles, StragglerWatch()
         self.run_folder, self.ranks, self.start, self.limits = run, ranks, start, limits
         self.budget, self._sleep, self._judged, self._tell = budget or Budget(), sleep, judged, tell
         self._causes: list[Cause] = []
@@ -105,6 +108,7 @@ class Supervisor:
         self._seen = {
             rank: (beat, -math.inf) for rank, beat in heartbeats(self.run_folder).items()
         }  # of earlier starts
+        self._slow = StragglerWatch()
         try:
             started = self.start()
         except NoPlace as error:
@@ -176,6 +180,10 @@ class Supervisor:
             if self._seen.get(rank, ({}, 0.0))[0] != beat:
                 self._seen[rank] = (beat, now)  # by our own clock: others' may jump, and each host has its own
         beats = [(beat, now - when) for beat, when in self._seen.values() if when >= began]
+        for straggler in self._slow.look(beat for beat, _ in beats):
+            self.record("straggler", start=newest_start(self.run_folder), **dataclasses.asdict(straggler),
+                        words=straggler.words)  # fmt: skip
+            self._straggles(straggler)
         if not beats:
             limit = self.limits.of("start")
             words = f"No rank has given a sign of life for {now - began:.0f} s (limit {limit:g} s)."
