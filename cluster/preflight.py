@@ -28,7 +28,7 @@ from cluster.verdicts import Need, Verdict
 FOLDER = "preflight"
 """In the run's folder: `<start>.json`."""
 LINK_S = 20.0
-"""A stage of the collective may take so long when torch may not be in the nodes' caches yet, ..."""
+"""So long the collective may take when torch may not be in the nodes' caches yet (at most a third of the limit), ..."""
 SEARCH_S = 8.0
 """... and in the rounds that follow."""
 AGAIN = 16
@@ -225,7 +225,8 @@ class Preflight:
             self._asked += 1
             first, count = PORTS
             port = first + (int(self.job_id) * 31 + self.report.start * 7 + self._asked) % count
-            task = {"groups": groups, "port": port, "timeout_s": timeout_s, "gemm": gemm}
+            within = min(timeout_s, self.settings.limit_s / 3)
+            task = {"groups": groups, "port": port, "timeout_s": within, "gemm": gemm}
             nodes = [node for group in groups for node in group]
             program = [self.job.python, "-m", "pretrain.link_probe", json.dumps(task)]
             answers = self._run([nodes], program, _has_left)

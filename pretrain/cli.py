@@ -15,6 +15,7 @@ from cluster.errors import ClusterError
 from data_pipeline.errors import DataError
 from model.errors import ModelError
 from pretrain.cli_bench import bench_app
+from pretrain.cli_check import cordon_app, doctor
 from pretrain.cli_cluster import cancel, launch, logs
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
@@ -39,7 +40,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-for command_of_cluster in (launch, logs, cancel):
+app.add_typer(cordon_app, name="cordon")
+for command_of_cluster in (launch, logs, cancel, doctor):
     app.command()(command_of_cluster)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]

@@ -13,6 +13,7 @@ from pretrain.cli_output import Json, print_json, print_table
 
 if TYPE_CHECKING:
     from cluster.cordon import Cordon
+    from cluster.doctor import Wanted
     from pretrain.config import RunConfig
 
 cordon_app = typer.Typer(help="Nodes that runs are to keep off for a while, and why.", no_args_is_help=True)
@@ -110,3 +111,46 @@ def _open(where: Path) -> Cordon:
         config = config_file.load(where, [])
         return Cordon(Path(preflight_settings(config, config.run_dir.absolute())["cordon"]))
     return Cordon(where)
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file: what it asks for is looked at too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what this machine lacks for training, and what to do about it. Ends with 0 where training is possible."""
+    from dataclasses import asdict
+
+    from cluster import doctor as machine
+    from cluster import doctor_slurm
+    from cluster.doctor_lines import possible
+
+    wanted = _wanted(config) if config is not None else machine.Wanted()
+    lines = [*machine.machine(wanted), *doctor_slurm.lines(wanted.nodes)]
+    if as_json:
+        print_json({"possible": possible(lines), "lines": [asdict(line) for line in lines]})
+    else:
+        width = max(len(line.name) for line in lines)
+        for line in lines:
+            print(f"{line.state:<7}  {line.name:<{width}}  {line.found}")
+            if line.advice:
+                print(f"{'':<7}  {'':<{width}}  {line.advice}")
+        print(f"Training is {'possible' if possible(lines) else 'not possible'} here.")
+    raise typer.Exit(0 if possible(lines) else 1)
+
+
+def _wanted(path: Path) -> Wanted:
+    from cluster.doctor import Wanted
+    from pretrain import config_file
+
+    config = config_file.load(path, [])
+    compiles = "optim.implementation=deepspeed_cpu" if config.optim.implementation == "deepspeed_cpu" else ""
+    if config.train.compile and not config.cluster.gpus_per_node:
+        compiles = compiles or "train.compile"
+    return Wanted(
+        run=config.run_dir,
+        data=[place for place in config.data.paths.values() if isinstance(place, Path)],
+        nodes=config.cluster.nodes,
+        gpus=config.cluster.gpus_per_node,
+        interface=config.cluster.interface,
+        compiles=compiles,
+    )
