@@ -34,9 +34,7 @@ def lines(nodes: int) -> Iterator[Line]:
         return
     told = _told(["scontrol", "ping"])
     if " is UP" not in told:
-        fix = (
-            "`pha launch` waits or is refused, and `pha train` works; look at SLURM_CONF, or ask its people."
-        )
+        fix = "`pha launch` waits or is refused, and `pha train` works; look at SLURM_CONF, or ask its people."
         yield lack("controller", told or "does not answer", fix)
         return
     yield ok("controller", told)

@@ -76,10 +76,10 @@ def _run(arguments: list[str]) -> str:
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         raise RuntimeError(f"{arguments[0]} has not answered for {_TIMEOUT_S:g} s") from None
-    if done.returncode and "is not a valid field" not in done.stdout:
-        words = " ".join((done.stdout or done.stderr).split())
-        raise RuntimeError(f"{arguments[0]} ends with {done.returncode}: {words[:200]}")
-    return done.stdout
+    said = f"{done.stdout}\n{done.stderr}"
+    if done.returncode and "is not a valid field" not in said:
+        raise RuntimeError(f"{arguments[0]} ends with {done.returncode}: {' '.join(said.split())[:200]}")
+    return said if done.returncode else done.stdout
 
 
 def defects(gpus: list[Gpu], wanted: int) -> list[tuple[bool, str]]:

@@ -210,8 +210,9 @@ class Preflight:
             judged[node].add("links", words, fatal=True)
         for node in set(found.left_out) - set(found.nodes):
             others = [a if b == node else b for a, b in found.links if node in (a, b)]
-            words = f"sums fail with {', '.join(others)}, and work with others"
-            judged[node].add("links", words if len(able) > 2 else f"sums fail with {others[0]}, or by its fault", True)
+            words = f"sums fail with {', '.join(others)}"
+            words += ", and work with others" if len(able) > 2 else ", and it cannot be told by whose fault"
+            judged[node].add("links", f"{words} ({self._errors.get(node, 'too slow')})", fatal=True)
 
     def _try(self, groups: list[list[str]]) -> list[bool]:
         if self.stop():
@@ -229,7 +230,7 @@ class Preflight:
             task = {"groups": groups, "port": port, "timeout_s": within, "gemm": gemm}
             nodes = [node for group in groups for node in group]
             program = [self.job.python, "-m", "pretrain.link_probe", json.dumps(task)]
-            answers = self._run([nodes], program, _has_left)
+            answers = self._run([nodes], program, _has_left, self.settings.limit_s + within)
             failures = {node: line["error"] for node in nodes for line in answers.of(node, "stage", "failed")}
             if not any("in use" in error or "EADDRINUSE" in error for error in failures.values()):
                 break

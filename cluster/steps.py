@@ -144,7 +144,10 @@ def _end(job_id: str, running: Sequence[subprocess.Popen[bytes]]) -> None:
     if left:
         with contextlib.suppress(ClusterError, OSError):
             for step in slurm.steps_of(job_id):  # not waited for: scancel waits in turn for nodes that are gone
-                subprocess.Popen(["scancel", "--signal=KILL", step], start_new_session=True)
+                subprocess.Popen(
+                    ["scancel", "--signal=KILL", step],
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+                )  # fmt: skip
     for process in running:
         if process.poll() is None:
             process.kill()
