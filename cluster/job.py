@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster.errors import ClusterError
 
@@ -45,6 +46,8 @@ class Job:
     successors: int
     launcher: str = "srun"
     """`srun` starts every rank itself, `torchrun` one agent a node that does."""
+    preflight: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How nodes are looked at before a start (`cluster.preflight`), and where cordoned ones are listed."""
 
     @property
     def ranks(self) -> int:

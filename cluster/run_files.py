@@ -76,15 +76,19 @@ def exit_notes(run: Path, start: int) -> list[dict[str, Any]]:
 
 
 def heartbeats(run: Path) -> dict[int, dict[str, Any]]:
-    """Each rank's last sign of life: rank, host, phase, step, time, and start (0 where it does not say)."""
+    """Each rank's last sign of life: rank, host, phase, step, time, start (0 where it does not say), and compute_s, its
+    own part of a step (or None).
+    """
     found = {}
     for path in (run / "heartbeats").glob("rank-*.json"):
         written = _object(path)
         try:
-            beat = {name: kind(written[name]) for name, kind in _BEAT.items()}
+            beat: dict[str, Any] = {name: kind(written[name]) for name, kind in _BEAT.items()}
             beat["start"] = int(written.get("start", 0))
         except (KeyError, TypeError, ValueError):
             continue
+        own = written.get("compute_s")
+        beat["compute_s"] = float(own) if isinstance(own, int | float) else None
         found[beat["rank"]] = beat
     return found
 

@@ -110,12 +110,21 @@ def _run(arguments: Sequence[str], timeout_s: float = 60.0) -> subprocess.Comple
     return done
 
 
-def submit(job: Job, *, test_only: bool = False) -> str:
-    """Hands the job's script to sbatch; returns its number, or with `test_only` what sbatch thinks of it."""
+def submit(job: Job, *, test_only: bool = False, exclude: Sequence[str] = ()) -> str:
+    """Hands the job's script to sbatch; returns its number, or with `test_only` what sbatch thinks of it.
+
+    `exclude` are nodes not to be given, beside those of the script.
+    """
     script = str(Path(job.folder) / SCRIPT)
     if test_only:
         return " ".join(_run(["sbatch", "--test-only", script]).stderr.split())
-    return command(["sbatch", "--parsable", script]).strip().partition(";")[0]
+    return command(["sbatch", "--parsable", *_exclude(job, exclude), script]).strip().partition(";")[0]
+
+
+def _exclude(job: Job, nodes: Sequence[str]) -> list[str]:
+    """sbatch's option, which replaces the script's."""
+    banned = [*filter(None, [job.directives.get("exclude", "")]), *nodes]
+    return [f"--exclude={','.join(banned)}"] if nodes else []
 
 
 def submit_after(job: Job, after: str, exclude: Sequence[str] = (), *, patient: bool = False) -> str:
@@ -129,9 +138,7 @@ def submit_after(job: Job, after: str, exclude: Sequence[str] = (), *, patient: 
     """
     comment = f"{job.folder} after {after}"
     arguments = ["sbatch", "--parsable", f"--dependency=afterany:{after}", f"--comment={comment}"]
-    if exclude:
-        banned = [*filter(None, [job.directives.get("exclude", "")]), *exclude]
-        arguments.append(f"--exclude={','.join(banned)}")
+    arguments += _exclude(job, exclude)
     deadline = time.monotonic() + (PATIENCE_S if patient else 0.0)
     while True:
         try:

@@ -10,6 +10,7 @@ from typing import Any
 
 from cluster.errors import ClusterError
 from cluster.run_files import checkpoint_steps, events, exit_notes, heartbeats, newest_start
+from cluster.stragglers import stragglers
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class RankStatus:
     phase: str
     step: int
     age_s: float
+    compute_s: float | None = None
+    """Its own part of a step, before it meets the others."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class RunStatus:
     """How often the run was started."""
     exits: list[dict[str, Any]]
     """Why ranks of the newest start left, first cause first; empty while it runs, or where they were killed."""
+    stragglers: list[str]
+    """Ranks that hold the others up, in words; empty where none does, or it is not running."""
     ends: list[dict[str, Any]]
     """What a supervisor found at the ends of the last starts, and what it did; empty where none watches."""
 
@@ -63,7 +68,9 @@ def read_status(run: Path) -> RunStatus:
         ) from None
     last = _last_training_record(run / "metrics.jsonl")
     now, beats = time.time(), heartbeats(run)
-    ranks = [RankStatus(b["rank"], b["host"], b["phase"], b["step"], now - b["time"]) for b in beats.values()]
+    ranks = [
+        RankStatus(b["rank"], b["host"], b["phase"], b["step"], now - b["time"], b["compute_s"]) for b in beats.values()
+    ]
     return RunStatus(
         run=str(run),
         step=int(last.get("step", 0)),
@@ -75,6 +82,7 @@ def read_status(run: Path) -> RunStatus:
         quarantined=_quarantined(run / "quarantine.jsonl"),
         starts=(newest := newest_start(run)),
         exits=exit_notes(run, newest),
+        stragglers=[one.words for one in stragglers(beats.values())],
         ends=[event for event in events(run) if event.get("event") != "start"][-5:],
     )
 

@@ -32,6 +32,7 @@ from cluster.run_files import (
     refusal,
     start_of,
 )
+from cluster.stragglers import Straggler, StragglerWatch
 
 POLL_S = 0.2
 LOOK_S = 1.0
@@ -89,6 +90,7 @@ class Supervisor:
         tell: Callable[[str], None] = lambda words: None,
         due: Callable[[], int | None] = lambda: None,
         wished: Callable[[int], None] = lambda number: None,
+        straggles: Callable[[Straggler], None] = lambda straggler: None,
     ) -> None:
         """Of the run in this folder.
 
@@ -98,7 +100,9 @@ class Supervisor:
             tell: what is to be done, in words for people.
             due: asked once a second for a signal to stop with, because time is up.
             wished: hears of the first signal to stop once it is passed on.
+            straggles: hears of each rank that holds the others up.
         """
+        self._straggles, self._slow = straggles, StragglerWatch()
         self.run_folder, self.ranks, self.start, self.limits = run, ranks, start, limits
         self.budget, self._sleep, self._judged, self._tell = budget or Budget(), sleep, judged, tell
         self._due, self._wished = due, wished
@@ -160,6 +164,7 @@ class Supervisor:
         self._mark, self._before, self._own = uuid.uuid4().hex[:12], newest_start(self.run_folder), 0
         os.environ[START] = str(mark_file(self.run_folder, self._mark))
         self._seen = {rank: (beat, -math.inf) for rank, beat in heartbeats(self.run_folder).items()}
+        self._slow = StragglerWatch()
 
     def _number(self) -> int:
         """Of the start that is watched; 0 while its ranks have not joined the run."""
@@ -226,6 +231,10 @@ class Supervisor:
             if not foreign and self._seen.get(rank, ({}, 0.0))[0] != beat:
                 self._seen[rank] = (beat, now)  # by our own clock: others' may jump, and each host has its own
         beats = [(beat, now - when) for beat, when in self._seen.values() if when >= began]
+        for straggler in self._slow.look(beat for beat, _ in beats):
+            self.record("straggler", start=self._number(), **dataclasses.asdict(straggler),
+                        words=straggler.words)  # fmt: skip
+            self._straggles(straggler)
         if not beats:
             limit = self.limits.of("start")
             words = f"No rank has given a sign of life for {now - began:.0f} s (limit {limit:g} s)."

@@ -16,6 +16,7 @@ from data_pipeline.errors import DataError
 from model.errors import ModelError
 from pretrain import exits
 from pretrain.cli_bench import bench_app
+from pretrain.cli_check import cordon_app, doctor
 from pretrain.cli_cluster import cancel, launch, logs
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
@@ -40,7 +41,8 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-for command_of_cluster in (launch, logs, cancel):
+app.add_typer(cordon_app, name="cordon")
+for command_of_cluster in (launch, logs, cancel, doctor):
     app.command()(command_of_cluster)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
@@ -260,8 +262,13 @@ def status(run: RunArgument, as_json: Json = False) -> None:
     if found.exits:
         first = found.exits[0]
         title += f"; start {found.starts} ended: rank {first['rank']} {first['kind']} ({first['words']})"
-    rows = [(str(r.rank), r.host, r.phase, str(r.step), f"{r.age_s:.0f} s ago") for r in found.ranks]
-    print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
+    rows = [
+        (str(r.rank), r.host, r.phase, str(r.step), "" if r.compute_s is None else f"{1000 * r.compute_s:.0f} ms",
+         f"{r.age_s:.0f} s ago") for r in found.ranks
+    ]  # fmt: skip
+    print_table(title, ("rank", "host", "phase", "step", "own part", "heartbeat"), rows)
+    for words in found.stragglers:
+        print(f"straggler: {words}")
     for event in found.ends:
         what = event.get("cause", {}).get("kind") or event.get("job") or ""
         then = f" → {event['decision']}" if "decision" in event else ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pretrain.cli_check import preflight_settings
 from pretrain.cli_output import Json, print_json
 from pretrain.errors import RunError
 
@@ -60,7 +61,7 @@ def launch(
     The script, the frozen config and a copy of the code go to RUN/launch/; editing this checkout changes nothing of
     a run that is queued or starts again.
     """
-    from cluster import slurm
+    from cluster import cordon, slurm
     from cluster.job import SCRIPT, freeze, new_folder
     from cluster.logs import jobs_of
     from pretrain import config_file
@@ -83,11 +84,13 @@ def launch(
     job.save()
     (folder / SCRIPT).write_text(slurm.render(job), encoding="utf-8")
     said = slurm.submit(job, test_only=True)
-    number = slurm.submit(job)
+    number, avoided = cordon.submit(job)
     (folder / "submitted.json").write_text(json.dumps({"job": number}) + "\n", encoding="utf-8")
     if as_json:
         print_json({"job": number, "folder": str(folder), "script": str(folder / SCRIPT)})
         return
+    if avoided:
+        print(f"cordoned nodes that it does without: {', '.join(avoided)} (pha cordon list {run})")
     print(f"{said}\njob {number} trains {run} on {job.nodes} node(s), {job.ranks} rank(s): {folder / SCRIPT}")
     print(f"pha status {run} shows what it does; pha cancel {run} saves and ends it.")
 
@@ -148,6 +151,7 @@ def _job(config: RunConfig, run: Path, folder: Path) -> Job:
         relaunches=cluster.relaunches,
         successors=cluster.successors,
         launcher=cluster.launcher,
+        preflight=preflight_settings(config, run),
     )
 
 

@@ -162,7 +162,7 @@ class Run:
     def after_step(self, result: StepResult, throughput: metrics.Throughput) -> None:
         """Writes a training record every `logging.every` steps, and at the first and the last."""
         step = self.state.step
-        self.heartbeat.beat("train", step)
+        self.heartbeat.beat("train", step, result.compute_s)
         exits.at(step)
         self.collector.step(step)
         if self.startup.ends("first step"):
