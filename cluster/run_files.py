@@ -5,6 +5,7 @@ Files may be in the middle of being written, or be torn by a crash: what cannot 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -18,6 +19,8 @@ _CHECKPOINT = re.compile(r"step-(\d+)")
 _BEAT = {"rank": int, "host": str, "phase": str, "step": int, "time": float}
 START = "PHA_START"
 """The environment variable that tells ranks where to say why they cannot join; the file's stem marks their start."""
+MARKER = "COMMITTED"
+"""In a checkpoint's folder: the hash of its manifest, written last."""
 _TAIL = 1 << 20
 """Bytes of a file of records that are read for its last ones: a long run's may have gigabytes."""
 
@@ -67,6 +70,25 @@ def checkpoint_steps(run: Path) -> list[int]:
     """The steps of complete checkpoints, in order."""
     names = (path.name for path in (run / "checkpoints").glob("step-*"))
     return sorted(int(match.group(1)) for name in names if (match := _CHECKPOINT.fullmatch(name)))
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    """The folder of the checkpoint of this step."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint's manifest is the sealed one, and its files have the sizes that it tells.
+
+    Their bytes are not read: a start verifies those before it uses them.
+    """
+    manifest = folder / "manifest.json"
+    try:
+        if hashlib.sha256(manifest.read_bytes()).hexdigest() != (folder / MARKER).read_text("ascii").strip():
+            return False
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in _object(manifest).items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def exit_notes(run: Path, start: int) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from pretrain.cli_check import cordon_app, doctor
 from pretrain.cli_cluster import cancel, launch, logs
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
+from pretrain.cli_status import status
 from pretrain.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -42,7 +43,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(cordon_app, name="cordon")
-for command_of_cluster in (launch, logs, cancel, doctor):
+for command_of_cluster in (launch, status, logs, cancel, doctor):
     app.command()(command_of_cluster)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
@@ -244,35 +245,6 @@ def report(run: RunArgument) -> None:
     from pretrain.report import write_report
 
     print(write_report(run))
-
-
-@app.command()
-def status(run: RunArgument, as_json: Json = False) -> None:
-    """Show what a run is doing, from its files alone."""
-    from cluster.status import read_status
-
-    found = read_status(run)
-    if as_json:
-        print_json(found.as_dict())
-        return
-    rate = f", {found.tokens_per_s:,.0f} tokens/s" if found.tokens_per_s else ""
-    title = f"{found.run}: step {found.step} of {found.steps}, loss {found.loss}{rate}; checkpoints {found.checkpoints}"
-    if found.quarantined:
-        title += f"; {found.quarantined} damaged block(s) of data left out, see quarantine.jsonl"
-    if found.exits:
-        first = found.exits[0]
-        title += f"; start {found.starts} ended: rank {first['rank']} {first['kind']} ({first['words']})"
-    rows = [
-        (str(r.rank), r.host, r.phase, str(r.step), "" if r.compute_s is None else f"{1000 * r.compute_s:.0f} ms",
-         f"{r.age_s:.0f} s ago") for r in found.ranks
-    ]  # fmt: skip
-    print_table(title, ("rank", "host", "phase", "step", "own part", "heartbeat"), rows)
-    for words in found.stragglers:
-        print(f"straggler: {words}")
-    for event in found.ends:
-        what = event.get("cause", {}).get("kind") or event.get("job") or ""
-        then = f" → {event['decision']}" if "decision" in event else ""
-        print(f"supervisor: {event['event']} {event.get('start', '')} {what}{then}: {event.get('words', '')}")
 
 
 @app.command()
