@@ -76,10 +76,9 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path):
 def test_what_is_no_node_and_what_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(ClusterError, match="no name of a node"):
         Cordon(tmp_path / "cordon.jsonl").add("n1;rm", "x", 1)
+    (tmp_path / "file").write_text("")
     with pytest.raises(ClusterError, match="cannot be written"):
-        Cordon(tmp_path / "file" / "cordon.jsonl").add("n1", "x", 1) if (tmp_path / "file").write_text(
-            ""
-        ) == 0 else None
+        Cordon(tmp_path / "file" / "cordon.jsonl").add("n1", "x", 1)
 
 
 def test_a_launch_does_without_the_cordoned_nodes_that_this_cluster_has(tmp_path, monkeypatch):
@@ -98,9 +97,8 @@ def test_a_launch_does_without_the_cordoned_nodes_that_this_cluster_has(tmp_path
 
 
 def test_the_message_for_those_who_run_the_cluster():
-    text = cordon.note(
-        Entry("n7", 0.0, 3600.0, "GPU 3 has 2 uncorrected memory errors", "/runs/a/x.json", job="9", by="me")
-    )
+    seen = "GPU 3 has 2 uncorrected memory errors"
+    text = cordon.note(Entry("n7", 0.0, 3600.0, seen, "/runs/a/x.json", job="9", by="me"))
     assert "Subject: node n7" in text and "in job 9" in text and "GPU 3 has 2 uncorrected" in text
     assert "/runs/a/x.json" in text and "NodeName=n7 State=DRAIN" in text
 

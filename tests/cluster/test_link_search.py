@@ -90,6 +90,12 @@ def test_all_well_is_one_round_and_none_where_that_is_known_to_fail():
     assert search(fabric.names, fabric.test, whole_failed=True).nodes == ["n3"] and fabric.rounds <= 4
 
 
+@pytest.mark.parametrize("count", [3, 8, 9])
+def test_a_fault_of_all_is_no_nodes(count):
+    found = Fabric(count, nodes=range(count)).search()
+    assert "hardly a defect of the nodes" in found.unclear and not found.left_out and not found.links
+
+
 def test_of_two_nodes_nobody_can_tell_which():
     found = Fabric(2, nodes=[0]).search()
     assert found.links == [("n0", "n1")] and found.left_out == ["n1"] and not found.nodes
