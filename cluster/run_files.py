@@ -98,8 +98,8 @@ def exit_notes(run: Path, start: int) -> list[dict[str, Any]]:
 
 
 def heartbeats(run: Path) -> dict[int, dict[str, Any]]:
-    """Each rank's last sign of life: rank, host, phase, step, time, start (0 where it does not say), and compute_s, its
-    own part of a step (or None).
+    """Each rank's last sign of life: rank, host, phase, step, time, start (0 where it does not say), limit_s, how
+    long its own watchdog lets it be silent, and compute_s, its own part of a step (or None).
     """
     found = {}
     for path in (run / "heartbeats").glob("rank-*.json"):
@@ -109,6 +109,8 @@ def heartbeats(run: Path) -> dict[int, dict[str, Any]]:
             beat["start"] = int(written.get("start", 0))
         except (KeyError, TypeError, ValueError):
             continue
+        limit = written.get("limit_s")
+        beat["limit_s"] = float(limit) if isinstance(limit, int | float) else None
         own = written.get("compute_s")
         beat["compute_s"] = float(own) if isinstance(own, int | float) else None
         found[beat["rank"]] = beat

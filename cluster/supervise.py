@@ -37,6 +37,8 @@ from cluster.stragglers import Straggler, StragglerWatch
 POLL_S = 0.2
 LOOK_S = 1.0
 """Between two looks into the run's folder."""
+OUTSIDE_S = 45.0
+"""That a rank's own watchdog comes before: it knows more, and takes up to 30 s for its last words."""
 FOLLOW_S = 5.0
 """So long after a rank has failed by itself the others may take to leave."""
 LINGER_S = 60.0
@@ -70,9 +72,10 @@ class Limits:
     by_phase: Mapping[str, float]
     """`` is any phase that is not named."""
 
-    def of(self, phase: str) -> float:
-        """The limit of a phase."""
-        return self.by_phase.get(phase, self.by_phase[""])
+    def of(self, phase: str, own: float | None = None) -> float:
+        """The limit of a phase; `own` is that of the rank's watchdog now, which comes first where it can."""
+        limit = self.by_phase.get(phase, self.by_phase[""])
+        return min(limit, own + OUTSIDE_S) if own and limit else limit
 
 
 class Supervisor:
@@ -242,13 +245,13 @@ class Supervisor:
         late = [
             (beat, age)
             for beat, age in beats
-            if beat["phase"] not in ("done", "stopped") and 0 < self.limits.of(beat["phase"]) < age
+            if beat["phase"] not in ("done", "stopped") and 0 < self.limits.of(beat["phase"], beat["limit_s"]) < age
         ]
         if not late:
             return None
         # Ranks that wait for another one are silent too. The guilty one has done the fewest steps, or was silent first.
         guilty, age = min(late, key=lambda found: (found[0]["step"], -found[1]))
-        limit = self.limits.of(guilty["phase"])
+        limit = self.limits.of(guilty["phase"], guilty["limit_s"])
         words = (
             f"Rank {guilty['rank']} on {guilty['host']} has given no sign of life for {age:.0f} s in phase "
             f"{guilty['phase']} (limit {limit:g} s)."

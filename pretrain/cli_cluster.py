@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from pretrain.config import RunConfig
 
 PACKAGES = ("pretrain", "model", "data_pipeline", "cluster")
-OUTSIDE_S = 45.0
-"""A rank's own watchdog comes first: it knows more, and takes up to 30 s for its last words."""
 SLURM_ROUNDING_S = 90
 UNKNOWN_SAVE_S = 30.0
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
@@ -44,6 +42,8 @@ def supervise(config: RunConfig, command: list[str], ranks: int) -> int:
 
 def silent_after(config: RunConfig) -> dict[str, float]:
     """Phase of a heartbeat → seconds until a supervisor takes the rank for silent; `` is any other phase."""
+    from cluster.supervise import OUTSIDE_S
+
     limits = {phase: config.watchdog.of(phase) for phase in ("train", "save", "validate", "start")}
     limits[""] = limits["start"]
     return {phase: limit + OUTSIDE_S if limit else 0.0 for phase, limit in limits.items()}

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pretrain import exits
-from pretrain.config import WatchdogConfig
 from pretrain.errors import EXIT_REQUEUE
 from pretrain.heartbeat import Heartbeat
 
@@ -34,12 +33,11 @@ class Watchdog:
 
     def __init__(
         self,
-        limits: WatchdogConfig,
         heartbeat: Heartbeat,
         logs: Path,
         leave: Callable[[int], None] = os._exit,
     ) -> None:
-        self.limits, self.heartbeat, self.logs, self._leave = limits, heartbeat, logs, leave
+        self.heartbeat, self.logs, self._leave = heartbeat, logs, leave
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -56,13 +54,14 @@ class Watchdog:
 
     def _words(self) -> str:
         phase, silent = self.heartbeat.phase, time.monotonic() - self.heartbeat.last_seen
+        patience = self.heartbeat.patience
         return (
             f"Rank {self.heartbeat.rank} has been silent for {silent:.0f} s in phase {phase}, whose limit is "
-            f"{self.limits.of(phase):g} s (watchdog.{self.limits.name(phase)}); {self._behind()}"
+            f"{patience.of(phase):g} s ({patience.why(phase)}); {self._behind()}"
         )
 
     def _late(self) -> bool:
-        limit = self.limits.of(self.heartbeat.phase)
+        limit = self.heartbeat.patience.of(self.heartbeat.phase)
         return 0 < limit < time.monotonic() - self.heartbeat.last_seen
 
     def _watch(self) -> None:

@@ -24,6 +24,7 @@ COMPOSITION_ROOT = (
     "pretrain/cli_data.py",
     "pretrain/cli_bench.py",
     "pretrain/cli_cluster.py",
+    "pretrain/cli_status.py",
     "pretrain/cli_check.py",
 )
 # library → the only places that may import it
@@ -39,6 +40,7 @@ LIGHT = (
     "pretrain/cli.py",
     "pretrain/cli_bench.py",
     "pretrain/cli_cluster.py",
+    "pretrain/cli_status.py",
     "pretrain/cli_check.py",
     "pretrain/cluster_config.py",
     "pretrain/cli_data.py",

@@ -307,3 +307,18 @@ def test_ranks_that_have_said_why_they_left_are_not_waited_for_without_end(tmp_p
     world = World(tmp_path, monkeypatch, never_buried)
     assert world.supervisor().supervise() == 0
     assert 160 <= world.killed[0] < 163
+
+
+def test_a_rank_whose_own_limit_has_come_down_is_given_less_time(tmp_path, monkeypatch):
+    def hangs(world):
+        world.beat(0, 5)
+        path = world.folder / "heartbeats" / "rank-0.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "limit_s": 10.0}))
+        while True:
+            yield
+
+    world = World(tmp_path, monkeypatch, hangs, ends("done", 0))
+    supervisor = world.supervisor()
+    supervisor.limits = Limits({"": 1000.0})
+    assert supervisor.supervise() == 0
+    assert 154 < world.killed[0] < 159
