@@ -39,6 +39,8 @@ LOOK_S = 1.0
 """Between two looks into the run's folder."""
 OUTSIDE_S = 45.0
 """That a rank's own watchdog comes before: it knows more, and takes up to 30 s for its last words."""
+FROZEN_S = 5.0
+"""Longer than this no look at the ranks takes; time in which this process itself stood still is no rank's silence."""
 FOLLOW_S = 5.0
 """So long after a rank has failed by itself the others may take to leave."""
 LINGER_S = 60.0
@@ -187,16 +189,20 @@ class Supervisor:
         beats = [beat for beat, when in self._seen.values() if when > -math.inf]  # of this start
         if cause.kind != "hang" or not beats:
             return cause
-        spoke = {note.get("rank") for note in exit_notes(self.run_folder, start)}
+        # One that was frozen may wake for a moment when the others are ended: only who tells of a hang has been awake.
+        spoke = {note.get("rank") for note in exit_notes(self.run_folder, start) if note.get("kind") == "hang"}
         mute = [beat for beat in beats if beat["rank"] not in spoke]
         behind = min(mute or beats, key=lambda beat: (beat["step"], beat["time"]))
         return dataclasses.replace(cause, rank=int(behind["rank"]), host=str(behind["host"]))
 
     def _watch(self, started: Started, began: float) -> Cause | None:
         """Waits for the ranks' end; ends them when one is silent, and then says which."""
-        passed_on, failed_at, left_at, look_at = False, math.inf, math.inf, began
+        passed_on, failed_at, left_at, look_at, before = False, math.inf, math.inf, began, began
         while started.poll() is None:
             now = time.monotonic()
+            if now - before > FROZEN_S:  # nobody was watching: a suspended job, or a controller that was waited for
+                self._seen = {rank: (beat, when + now - before) for rank, (beat, when) in self._seen.items()}
+            before = now
             if now >= look_at:  # the folder may be on a network, and have thousands of ranks' files
                 look_at = now + LOOK_S
                 self.wish = self.wish or self._due()

@@ -24,6 +24,8 @@ from pretrain.heartbeat import Heartbeat
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+FROZEN_S = 5.0
+"""A thread that only sleeps and looks is not late by so much on a machine that works."""
 LAST_WORDS_S = 30.0
 """So long a rank that is ended may take to say why."""
 
@@ -65,7 +67,14 @@ class Watchdog:
         return 0 < limit < time.monotonic() - self.heartbeat.last_seen
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._ended.wait(TICK_S):
+            stood_still, looked = time.monotonic() - looked - TICK_S, time.monotonic()
+            if stood_still > FROZEN_S:
+                # The whole process stood still (SIGSTOP, a suspended job, a paused machine): it could not have beaten,
+                # and goes on. Where only this rank did, the others' watchdogs tell, and it is the one that is mute.
+                log.warning("This process stood still for %.0f s, which do not count as silence.", stood_still)
+                self.heartbeat.last_seen += stood_still
             if self._late():
                 self._end()
                 return

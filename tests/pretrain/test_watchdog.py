@@ -86,3 +86,26 @@ def test_a_disk_that_refuses_does_not_keep_a_hung_rank_alive(heartbeat, tmp_path
     with Watchdog(heartbeat, tmp_path / "missing", lambda code: left.set()):
         assert left.wait(30)
     assert "has been silent" in caplog.text and "could not be written" in caplog.text, "the words are not lost"
+
+
+def test_time_in_which_the_process_stood_still_is_no_silence(heartbeat, tmp_path, monkeypatch, caplog):
+    """As in a job that was suspended: the thread wakes late, and so does the rank."""
+    clock, ticks = [time.monotonic()], []
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: clock[0])
+    heartbeat.beat("train", 3)
+
+    class Sleep:
+        """Of half a second, and once of a hundred; then the test is over."""
+
+        def wait(self, seconds):
+            ticks.append(seconds)
+            clock[0] += 100.0 if len(ticks) == 3 else seconds
+            return len(ticks) == 6
+
+        set = wait
+
+    dog = Watchdog(heartbeat, tmp_path, lambda code: pytest.fail("it ended the rank"))
+    dog._ended = Sleep()
+    dog._watch()
+    assert len(ticks) == 6 and "stood still for 100 s" in caplog.text
+    assert dog.overdue() == ""
