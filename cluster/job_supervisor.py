@@ -129,7 +129,7 @@ class JobSupervisor:
 
     def _choose(self) -> list[str]:
         held = slurm.nodes_of(self.job_id)
-        good = self.health.best_first(slurm.answering(held), self.blamed)
+        good = self.health.best_first(slurm.answering(held, self.job.nodes), self.blamed)
         if chosen := place(self.job, held, good):
             return chosen
         lost = [node for node in held if node not in good]

@@ -245,8 +245,11 @@ def table(results: list[Result], seconds: float) -> Table:
 
 
 def prepare(folder: Path) -> None:
-    """The config, and the interpreter."""
+    """The config, the interpreter, and a dataset of one empty shard for the look at the nodes."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data" / "train-0.tar").touch()
+    index = {"hash": "0" * 64, "splits": {"train": {"shards": [{"name": "train-0.tar", "bytes": 0}]}}}
+    (folder / "data" / "index.json").write_text(json.dumps(index))
     (folder / "run.yaml").write_text(CONFIG.replace("DATA", str(folder / "data")) + f"run_dir: {folder / 'run'}\n")
     (folder / "python").write_text(PYTHON.format(root=bed.ROOT, python=sys.executable))
     (folder / "python").chmod(0o755)
