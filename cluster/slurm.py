@@ -168,6 +168,17 @@ def settings() -> dict[str, str]:
     return found
 
 
+def grace_s(partition: str | None) -> float | None:
+    """[s] Between a preemption's first signal and its last, by the partition (None: the default one).
+
+    None where nothing is said. Raises ClusterError.
+    """
+    told = command(["scontrol", "--oneliner", "show", "partition", *filter(None, [partition])])
+    line = next((line for line in told.splitlines() if partition or "Default=YES" in line), "")
+    match = re.search(r"\bGraceTime=(\d+)\b", line)
+    return float(match.group(1)) if match else None
+
+
 def seconds(value: str) -> float | None:
     """The number of a setting such as `30 sec`; None where it has none."""
     match = re.match(r"(\d+)", value)
@@ -229,8 +240,8 @@ def state_of(job_id: str) -> str:
 
 
 def end_of(job_id: str) -> float | None:
-    """When the time of a running job is over, in seconds since 1970; None where it has no end."""
-    told = patiently(["squeue", "--noheader", "--jobs", job_id, "--format=%e"]).strip()
+    """When the time of a running job is over, in seconds since 1970; None where it has no end. Raises ClusterError."""
+    told = command(["squeue", "--noheader", "--jobs", job_id, "--format=%e"]).strip()
     try:
         return datetime.datetime.fromisoformat(told).timestamp()  # in the time zone of this machine
     except ValueError:
