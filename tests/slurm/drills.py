@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -135,6 +136,7 @@ DRILLS = (
 def drill(one: Drill, folder: Path) -> Result:
     """Brings a cluster up, does it, and looks at what came of it."""
     run = folder / one.name.translate({ord(c): "-" for c in " /:,()'="})
+    shutil.rmtree(run, ignore_errors=True)  # of a try that failed, or was broken off
     scene, result = Scene(run), Result(one.name)
     bed.up()
     try:
