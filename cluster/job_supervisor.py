@@ -85,7 +85,7 @@ class JobSupervisor:
         """Deputies on the last nodes, which are the spare ones where there are any."""
         nodes = [node for node in slurm.nodes_of(self.job_id) if node != _this_node()][-COUNT:]
         if nodes:
-            subprocess.Popen(arguments(self.job, self.job_id, nodes), start_new_session=True)
+            subprocess.Popen(arguments(self.job, self.job_id, _this_node(), nodes), start_new_session=True)
 
     def _wished(self, number: int) -> None:
         """The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
