@@ -171,6 +171,31 @@ def test_a_follower_that_begins_anew_costs_one_start_and_never_takes_up_the_old_
     assert [e["host"] for e in events(tmp_path) if e["event"] == "host lost"] == ["b"]
 
 
+def test_a_host_that_has_just_died_is_not_taken_for_alive(tmp_path, monkeypatch):
+    world = World(tmp_path, monkeypatch)
+    world.follow("b")
+    world.follow("c")
+    died = []
+    world.when(lambda: len(world.started) == 3, lambda: world.of("c")[0].end(1))
+    # It has just said that its ranks have ended, as the leader asked for.
+    world.when(lambda: None not in world.of("b")[0].codes, lambda: (world.die("b"), died.append(world.now)))
+    world.when(lambda: world.now > died[0] + 10, lambda: world.follow("b"))
+    world.when(lambda: len(world.started) == 6, lambda: world.all_end(0))
+    assert world.go(world.lead()) == 0
+    assert [e["ranks"] for e in started(world)] == [3, 3]
+
+
+def test_ranks_that_a_kill_did_not_reach_end_with_the_next_start(tmp_path, monkeypatch):
+    world, meeting = World(tmp_path, monkeypatch), Meeting(tmp_path)
+    world.follow("b")
+    parts = {"a": Part(0, 1, "lead"), "b": Part(1, 1, world.followers["b"].life)}
+    for number, there in ((1, parts), (2, {"a": parts["a"]})):
+        meeting.give(Order(number, "lead", "start", "a", 1, len(there), there))
+        meeting.say(Lead("a", "lead", number, "", number))
+        world.sleep(BEAT_S)
+    assert world.of("b")[0].codes == [137]
+
+
 def test_a_silent_host_is_lost_the_largest_fitting_set_goes_on_and_it_may_come_back(tmp_path, monkeypatch):
     hosts = [*HOSTS, Host("d", 1)]
     world = World(tmp_path, monkeypatch, hosts)
@@ -243,9 +268,11 @@ def test_a_leader_that_comes_back_at_once_ends_the_ranks_of_its_old_life(tmp_pat
         world.sleep(0.2)
         job.poll()
     world.of("a")[0].kill()
+    world.die("c")
+    world.when(lambda: None not in world.of("b")[0].codes, lambda: world.follow("c"))  # while c is waited for
     world.when(lambda: len(world.started) == 6, lambda: world.all_end(0))
     assert world.go(world.lead()) == 0
-    assert [ranks.codes for ranks in world.started[1:3]] == [[137], [137]]
+    assert world.of("b")[0].codes == [137]
 
 
 def test_orders_of_earlier_lives_start_nothing(tmp_path, monkeypatch):
