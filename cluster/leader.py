@@ -155,7 +155,7 @@ class Leader:
 
     def _gather(self) -> list[Host]:
         """The hosts of the next start, the leader first."""
-        before = {name: pulse.beats for name, pulse in self.pulses.items()}
+        before, began = {name: pulse.beats for name, pulse in self.pulses.items()}, self.clock()
         told: tuple[list[str], float] = ([], 0.0)
         while True:
             self.beat()
@@ -170,7 +170,7 @@ class Leader:
                 if chosen := largest_set(there, self._fits):
                     return chosen
             now = self.clock()
-            if now - self._began > 2 * BEAT_S and (missing != told[0] or now - told[1] > TELL_S):
+            if now - began > 4 * BEAT_S and (missing != told[0] or now - told[1] > TELL_S):
                 told = missing, now
                 self.tell(f"supervisor: waiting for {', '.join(missing)}; the same command is to run there.")
             self._sleep(BEAT_S / 5)
