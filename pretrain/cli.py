@@ -104,6 +104,10 @@ def train(
     supervised: Annotated[
         bool, typer.Option("--supervise", help="Start the ranks again until the run is done, whatever they die of.")
     ] = False,
+    hosts: Annotated[
+        Path | None, typer.Option(help="--supervise: a file with one host a line; run the same command on each.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="--hosts: which of them this is, if not the host's name.")] = None,
 ) -> None:
     """Train a run, or go on with it: alone, with --ranks, under torchrun or under srun."""
     from pretrain import config_file
@@ -111,6 +115,10 @@ def train(
     overrides = [*(overrides or ()), *(["train.deterministic=true"] if deterministic else [])]
     resolved = config_file.load(config, overrides)
     command = [sys.executable, "-m", "pretrain.cli", "train", str(config), *overrides]
+    if hosts is not None or host is not None:
+        from pretrain.cli_hosts import supervise_on_hosts
+
+        raise typer.Exit(supervise_on_hosts(resolved, command, ranks, supervised, hosts, host))
     if supervised:
         from pretrain.cli_cluster import supervise
 
