@@ -1,0 +1,123 @@
+"""An account of memory: who holds how many bytes, at every moment of a step that is run on tensors without data."""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Holding:
+    """Bytes that are held by name and not by a tensor; `grow` and `free` change the account."""
+
+    def __init__(self, ledger: Ledger, kind: str, size: int = 0) -> None:
+        self._ledger, self._kind, self.size = ledger, kind, 0
+        self.grow(size)
+
+    def grow(self, size: int) -> None:
+        """Holds so many bytes more."""
+        self.size += size
+        self._ledger.add(self._kind, size)
+
+    def free(self) -> None:
+        """Gives all of it back."""
+        self._ledger.add(self._kind, -self.size)
+        self.size = 0
+
+
+class Ledger(TorchDispatchMode):
+    """While it is entered, each storage that an operation makes is counted from its making to its end.
+
+    Storages are counted once, however many tensors look at them. What an operation needs inside itself is not seen.
+
+    Attributes:
+        kind: what a new storage is counted as.
+        phase: the moment of the run, in words.
+        parts: kind → bytes held now.
+        total: their sum.
+        peaks: phase → the largest sum in it, and the parts of that moment.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kind, self.phase = "activations", "start"
+        self.parts: Counter[str] = Counter()
+        self.total = 0
+        self.peaks: dict[str, tuple[int, dict[str, int]]] = {}
+        self._live: dict[int, tuple[str, int, Any]] = {}  # storage → kind, bytes, and the reference that tells its end
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Runs the operation and counts what it has made."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._note(leaf)
+        return result
+
+    @property
+    def peak(self) -> tuple[str, int, dict[str, int]]:
+        """The phase with the largest sum of all, that sum, and its parts."""
+        phase = max(self.peaks, key=lambda name: self.peaks[name][0])
+        return phase, *self.peaks[phase]
+
+    def add(self, kind: str, size: int) -> None:
+        """Counts so many bytes more (or less) of a kind."""
+        self.parts[kind] += size
+        self.total += size
+        if size > 0 and self.total > self.peaks.get(self.phase, (-1, {}))[0]:
+            self.peaks[self.phase] = self.total, {name: held for name, held in self.parts.items() if held}
+
+    @contextlib.contextmanager
+    def counting(self, kind: str) -> Iterator[None]:
+        """Inside, what is made is of this kind."""
+        before, self.kind = self.kind, kind
+        try:
+            yield
+        finally:
+            self.kind = before
+
+    @contextlib.contextmanager
+    def transient(self, kind: str, size: int) -> Iterator[None]:
+        """Inside, so many bytes more are held."""
+        holding = Holding(self, kind, size)
+        yield
+        holding.free()
+
+    def move(self, tensor: Tensor, kind: str) -> None:
+        """Counts a tensor's storage as another kind from now on."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._live:
+            old, size, reference = self._live[key]
+            self._live[key] = kind, size, reference
+            self.parts[old] -= size
+            self.parts[kind] += size
+
+    def resize(self, tensor: Tensor, size: int) -> None:
+        """Counts a tensor's storage with so many bytes from now on: 0 where its data is elsewhere."""
+        key = tensor.untyped_storage()._cdata
+        if key in self._live:
+            kind, old, reference = self._live[key]
+            self._live[key] = kind, size, reference
+            self.add(kind, size - old)
+
+    def _note(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return
+        reference = weakref.ref(storage, lambda _: self._end(key))
+        self._live[key] = self.kind, storage.nbytes(), reference
+        self.add(self.kind, storage.nbytes())
+
+    def _end(self, key: int) -> None:
+        kind, size, _ = self._live.pop(key)
+        self.add(kind, -size)
