@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -42,11 +42,19 @@ class Ledger(TorchDispatchMode):
         phase: the moment of the run, in words.
         parts: kind → bytes held now.
         total: their sum.
+        operations: how many there were that compute.
+        moved: bytes that they read and wrote, if nothing stays in a cache between two of them.
         peaks: phase → the largest sum in it, and the parts of that moment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int | None = None, nonzero: int | None = None) -> None:
+        """What a model is told that asks for data: a number in a tensor, and how many numbers of one are not zero.
+
+        Where None is given, PyTorch raises its error of fake tensors.
+        """
         super().__init__()
+        self.number, self.nonzero = number, nonzero
+        self.operations, self.moved = 0, 0
         self.kind, self.phase = "activations", "start"
         self.parts: Counter[str] = Counter()
         self.total = 0
@@ -57,11 +65,23 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Runs the operation and counts what it has made."""
-        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default and self.number is not None:
+            return self.number
+        if func is torch.ops.aten.nonzero.default and self.nonzero is not None:
+            result = args[0].new_empty((self.nonzero, args[0].ndim), dtype=torch.int64)
+        else:
+            result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
                 self._note(leaf)
+        if not func.is_view and func.namespace == "aten":
+            self.count((*tree_leaves((args, kwargs)), *tree_leaves(result)))
         return result
+
+    def count(self, tensors: Iterable[Any]) -> None:
+        """Counts an operation that reads or writes these tensors once."""
+        self.operations += 1
+        self.moved += sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
     @property
     def peak(self) -> tuple[str, int, dict[str, int]]:

@@ -12,16 +12,18 @@ PyTorch's fused one without a mask, which keeps what FlexAttention keeps.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from model import rows
+from model import architectures, rows
 from model.config import ModelConfig
 from model.embedding import TiedEmbedding
 from model.kernels import dispatch
@@ -35,9 +37,6 @@ from pretrain.zero_plan import Backend, Divided, DividedEarly, Parameters, Scatt
 KINDS = ("weights", "gradients", "optimizer", "buffers", "activations", "head", "batch")
 """The parts, in the order in which they are shown."""
 
-BYTES_PER_TOKEN = 8 + 8 + 4
-"""Inputs, labels and document numbers of a rank's batch, on the device."""
-
 
 @dataclass(frozen=True)
 class Memory:
@@ -50,6 +49,8 @@ class Memory:
         phases: phase → the most bytes in it.
         kept: bytes that one micro-batch's forward pass leaves for its backward pass.
         state: bytes that stay from step to step.
+        operations: of one micro-batch, forward and backward.
+        moved: bytes that these read and write.
     """
 
     peak: int
@@ -58,9 +59,11 @@ class Memory:
     phases: dict[str, int]
     kept: int
     state: int
+    operations: int
+    moved: int
 
 
-def plan_memory(config: RunConfig, world: int, *, gpu: bool, bf16: bool) -> Memory:
+def plan_memory(config: RunConfig, world: int, *, gpu: bool, bf16: bool, document_tokens: float = 1000.0) -> Memory:
     """Runs a step of this run, of which the vocabulary is known, on tensors without data.
 
     Args:
@@ -68,13 +71,16 @@ def plan_memory(config: RunConfig, world: int, *, gpu: bool, bf16: bool) -> Memo
         world: ranks.
         gpu: whether for a GPU or for a CPU.
         bf16: whether matrix products are in bf16.
+        document_tokens: of a document, on average: some mixers cut rows where documents begin.
 
     Raises:
         RunError: the batch does not divide, or keys under deepspeed clash with ours.
     """
     micro, count = batch_split(config, world)
-    ledger = Ledger()
-    with _without_data(gpu, bf16), ledger:
+    length = config.data.longest
+    documents = 1 + round(length / document_tokens)
+    ledger = Ledger(_asked_for(config.model, micro, length, documents), micro * documents)
+    with _without_data(gpu, ledger), ledger:
         rank = _Rank(config, world, ledger, gpu, bf16)
         for _ in range(2 if rank.stage == 3 else 1):  # stage 3 learns the order of modules in its first step
             rank.train(micro, min(count, 2), micro * count)
@@ -88,6 +94,8 @@ def plan_memory(config: RunConfig, world: int, *, gpu: bool, bf16: bool) -> Memo
         phases={name: most for name, (most, _) in ledger.peaks.items()},
         kept=rank.kept,
         state=state,
+        operations=rank.operations,
+        moved=rank.moved,
     )
 
 
@@ -95,7 +103,8 @@ class _Rank:
     """A model with its optimizer under DeepSpeed, and the loop's calls, on tensors without data."""
 
     def __init__(self, config: RunConfig, world: int, ledger: Ledger, gpu: bool, bf16: bool) -> None:
-        self.config, self.ledger, self.bf16, self.kept = config, ledger, bf16 and gpu, 0
+        self.config, self.ledger, self.bf16 = config, ledger, bf16 and gpu
+        self.kept = self.operations = self.moved = 0
         settings = deepspeed_config(config, world, bf16=bf16, device="cuda" if gpu else "cpu")
         zero = settings["zero_optimization"]
         self.stage = int(zero["stage"])
@@ -118,38 +127,42 @@ class _Rank:
         _count_head(self.model, ledger)
         self.model.begin_step(0)
 
-    def train(self, rows_: int, count: int, share: int) -> None:
-        """A step of `count` micro-batches of `rows_` sequences, of a rank's `share`."""
-        self.ledger.phase = "training"
+    def train(self, micro: int, count: int, share: int) -> None:
+        """A step of `count` micro-batches of `micro` sequences each, of a rank's `share` of the batch."""
+        ledger = self.ledger
+        ledger.phase = "training"
         self.model.train()
         self.model.watch_branches(True)  # as in a step that is logged
-        with self.ledger.transient("batch", share * self.config.data.longest * BYTES_PER_TOKEN):
-            for _ in range(count):
-                before = self.ledger.parts["activations"] + self.ledger.parts["head"]
-                with self._autocast():
-                    loss = self._loss(rows_)
-                self.kept = self.ledger.parts["activations"] + self.ledger.parts["head"] - before
-                (loss * 0.5).backward()  # type: ignore[no-untyped-call]
-                self.zero.end_backward()
+        batch = self._batch(share)
+        for index in range(count):
+            before = ledger.parts["activations"] + ledger.parts["head"], ledger.operations, ledger.moved
+            loss = self._loss([part[index * micro : (index + 1) * micro] for part in batch])
+            self.kept = ledger.parts["activations"] + ledger.parts["head"] - before[0]
+            (loss * 0.5).backward()  # type: ignore[no-untyped-call]
+            self.zero.end_backward()
+            del loss
+            self.operations, self.moved = ledger.operations - before[1], ledger.moved - before[2]
         self.zero.step()
 
     def validate(self) -> None:
         """A batch of the validation."""
         self.ledger.phase = "validation"
         self.model.eval()
-        batch = self.config.eval.batch
-        with self.ledger.transient("batch", batch * self.config.data.longest * BYTES_PER_TOKEN), torch.no_grad():
-            with self._autocast():
-                self._loss(batch)
+        with torch.no_grad():
+            self._loss(self._batch(self.config.eval.batch))
 
-    def _loss(self, rows_: int) -> Tensor:
+    def _batch(self, count: int) -> list[Tensor]:
+        """Inputs, labels and document numbers of so many sequences."""
+        with self.ledger.counting("batch"):
+            kinds = (torch.int64, torch.int64, torch.int32)
+            return [torch.zeros(count, self.config.data.longest, dtype=kind) for kind in kinds]
+
+    def _loss(self, batch: list[Tensor]) -> Tensor:
+        tokens, labels, documents = batch
         if isinstance(self.zero, Scattered):
             self.zero.begin_forward()
-        length = self.config.data.longest
-        with mock.patch.object(self.ledger, "add"):  # the batch is counted as a whole
-            tokens, labels = (torch.zeros(rows_, length, dtype=torch.int64) for _ in range(2))
-            documents = torch.zeros(rows_, length, dtype=torch.int32)
-        loss: Tensor = self.model(tokens, documents, labels)
+        with self._autocast():
+            loss: Tensor = self.model(tokens, documents, labels)
         return loss
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -204,24 +217,72 @@ def _checkpointing(ledger: Ledger, away: bool) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _without_data(gpu: bool, bf16: bool) -> Iterator[None]:
+def _without_data(gpu: bool, ledger: Ledger) -> Iterator[None]:
     """Inside, tensors have no data, and operations are those of the device."""
     before = dispatch.mode()
     with contextlib.ExitStack() as stack:
         stack.callback(dispatch.choose, before, torch.device("meta"))
         if gpu and dispatch.installed():
-            from model.kernels.launch import describing
+            from model.kernels.launch import Launch, watching
+
+            def count(launch: Launch) -> None:
+                ledger.count(launch.arguments.values())
 
             dispatch.choose("triton", torch.device("meta"))
-            stack.enter_context(describing())
+            stack.enter_context(watching(count))
         else:
             dispatch.choose("reference", torch.device("cpu"))
         if gpu:
-            stack.enter_context(mock.patch.object(rows, "_attention_mask", lambda *_: None))
+            stack.enter_context(_replaced(rows, "_attention_mask", lambda *_: None))
+            stack.enter_context(_AsOnGPU())
         stack.enter_context(FakeTensorMode())
         yield
 
 
-def expected_selection(config: ModelConfig) -> float:
-    """Share of tokens that attend where an architecture selects them, as it is budgeted; 1 elsewhere."""
-    return config.taipan.budget
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, an attribute is another."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+class _AsOnGPU(TorchFunctionMode):
+    """Operations that PyTorch composes of others on a CPU, and has whole on a GPU: they keep less there."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Puts the GPU's form in place of the CPU's."""
+        kwargs = kwargs or {}
+        if func is functional.dropout:
+            x, p, training = (*args, *(kwargs[name] for name in ("p", "training") if name in kwargs))[:3]
+            return torch.native_dropout(x, p, True)[0] if training and p else x
+        if func is functional.rms_norm:
+            return torch.ops.aten._fused_rms_norm(*args, **kwargs)[0]
+        return func(*args, **kwargs)
+
+
+def _asked_for(config: ModelConfig, micro: int, length: int, documents: int) -> int | None:
+    """What the mixers of a model ask of the data of a micro-batch; None where none of them asks."""
+    parts = architectures.parts(config)
+    if "selective" in parts:
+        return _selected(config.taipan.budget, micro, length)
+    if "h3" in parts or "mehta" in parts or config.gss.kind == "mehta":
+        # the last chunk of the fullest row: chunks begin with documents, of which each fills half a chunk less
+        chunk = config.h3.chunk if "h3" in parts else config.mehta.chunk
+        return math.ceil(length / chunk + documents / 2) - 1
+    return None
+
+
+def _selected(budget: float, rows_: int, length: int) -> int:
+    """Queries of a tile that selective attention gathers: what its budget lets attend, in the row with most of them.
+
+    The number of a row is binomial; the largest of n such numbers lies about sqrt(2 ln n) deviations above the mean.
+    """
+    tile = min(256, length)
+    spread = math.sqrt(tile * budget * (1 - budget) * 2 * math.log(rows_))
+    return min(tile, round(tile * budget + spread))
