@@ -18,6 +18,7 @@ from pretrain.cli_bench import bench_app
 from pretrain.cli_cluster import cancel, launch, logs
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
+from pretrain.cli_plan import plan
 from pretrain.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -41,6 +42,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 for command_of_cluster in (launch, logs, cancel):
     app.command()(command_of_cluster)
+app.command()(plan)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]

@@ -51,6 +51,10 @@ class Memory:
         state: bytes that stay from step to step.
         operations: of one micro-batch, forward and backward.
         moved: bytes that these read and write.
+        parameters: trained numbers.
+        low_bytes: bytes of all gradients as they travel, which autocast may narrow.
+        stage: of ZeRO, as it is computed with.
+        micro_batches: of a rank in a step.
     """
 
     peak: int
@@ -61,6 +65,10 @@ class Memory:
     state: int
     operations: int
     moved: int
+    parameters: int
+    low_bytes: int
+    stage: int
+    micro_batches: int
 
 
 def plan_memory(config: RunConfig, world: int, *, gpu: bool, bf16: bool, document_tokens: float = 1000.0) -> Memory:
@@ -96,6 +104,10 @@ def plan_memory(config: RunConfig, world: int, *, gpu: bool, bf16: bool, documen
         state=state,
         operations=rank.operations,
         moved=rank.moved,
+        parameters=rank.zero.total,
+        low_bytes=rank.low_bytes,
+        stage=rank.stage,
+        micro_batches=count,
     )
 
 
@@ -114,6 +126,7 @@ class _Rank:
         plain = [module.weight for module in self.model.modules() if type(module) is nn.Linear]
         parameters = Parameters(groups, frozenset(plain if bf16 else ()))
         backend = Backend(reserves=gpu, copies=not gpu and world > 1, low=2 if bf16 else 4)
+        self.low_bytes = sum(p.numel() * (2 if p in parameters.narrow else 4) for p in parameters.all())
         arguments = (ledger, parameters, world, backend, zero)
         self.zero: Whole
         if self.stage == 3:
