@@ -129,7 +129,10 @@ def main() -> None:
         keep_memory()
     ranks = Ranks(world, 300.0)
     found = []
-    for overrides in [[*WARM, "train.steps=2", f"train.global_batch={4 * world.size}"], *json.loads(options.cases.read_text(encoding="utf-8"))]:
+    for overrides in [
+        [*WARM, "train.steps=2", f"train.global_batch={4 * world.size}"],
+        *json.loads(options.cases.read_text(encoding="utf-8")),
+    ]:
         own = measure([*overrides, "eval.every=0"], ranks)
         found.append({**own, "peak": int(ranks.largest(own["peak"])[0])})
     if world.is_main:

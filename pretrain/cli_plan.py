@@ -77,12 +77,13 @@ def _print(found: Plan, name: str) -> None:
 
 def _print_memory(found: Plan, name: str) -> None:
     memory, device = found.memory, found.gpu.name if found.gpu else "CPU"
-    rows = [(_WORDS[kind], _gib(size)) for kind, size in memory.parts.items()]
-    rows += [(f"fixed: {what}", _gib(size)) for what, size in found.fixed.items()]
-    rows.append(("together", _gib(found.needed)))
+    rows = [(_WORDS[kind], _gib(size), _gib(memory.most[kind])) for kind, size in memory.parts.items()]
+    rows += [(f"fixed: {what}", _gib(size), _gib(size)) for what, size in found.fixed.items()]
+    rows.append(("together", _gib(found.needed), ""))
     what = f"{name}: {memory.parameters / 1e6:,.1f} M parameters, ZeRO {memory.stage} on {found.world} rank(s)"
     kind = "bf16 autocast over fp32 weights" if found.bf16 else "fp32"
-    print_table(f"{what}, {kind}; a rank at its fullest moment ({memory.phase})", (f"memory of one {device}", "GiB"), rows)
+    columns = (f"memory of one {device}, GiB", f"fullest moment ({memory.phase})", "each part's own most")
+    print_table(f"{what}, {kind}", columns, rows)
     print(
         f"stays between steps: {_gib(memory.state)} GiB; kept from a micro-batch's forward to its backward pass: "
         f"{_gib(memory.kept)} GiB; most in "
@@ -93,11 +94,19 @@ def _print_memory(found: Plan, name: str) -> None:
 
 def _verdict(found: Plan) -> str:
     if found.room is None or found.gpu is None:
-        return f"Fit {found.verdict}; a rank needs about {_gib(found.needed)} GiB."
+        return (
+            f"Fit {found.verdict}. A rank has {_gib(found.needed)} GiB in use at its fullest moment; on CPUs "
+            "`pha train` keeps what it frees, and holds 1.2 (ZeRO 0) to 2.3 times as much."
+        )
     words = (
         f"It {found.verdict}: {_gib(found.needed)} of {_gib(found.room)} GiB of an {found.gpu.name} "
         f"({found.needed / found.room:.0%})."
     )
+    if found.memory.parts["buffers"] > 2**30:
+        words += (
+            f" {_gib(found.memory.parts['buffers'])} GiB of it are buffers that DeepSpeed reserves whole; "
+            "deepspeed.zero_optimization.reduce_bucket_size (500,000,000 numbers) sets them."
+        )
     if found.advice:
         words += " To lower it, alone: " + "; ".join(found.advice) + "."
     return words
@@ -107,14 +116,14 @@ def _print_run(found: Plan) -> None:
     time, checkpoint, data = found.time, found.checkpoint, found.data
     fast, slow = time.total
     day = 86_400
-    rates = [f"{found.tokens_per_step / seconds:,.0f}" for seconds in (slow, fast)]
-    days = [f"{found.tokens_per_step / seconds * day / 1e9:,.2f}" for seconds in (slow, fast)]
+    rates = [f"{found.tokens_per_step / seconds:,.0f}" for seconds in (fast, slow)]
+    days = [f"{found.tokens_per_step / seconds * day / 1e9:,.2f}" for seconds in (fast, slow)]
     hours = [seconds / 3600 * found.world for seconds in found.wall_s]
     unit = "GPU" if found.gpu else "rank"
     rows = [
         ("step", f"{_seconds(fast)} to {_seconds(slow)}"),
         ("of it collectives", " to ".join(map(_seconds, time.communication)) + f" ({time.sent / 1e9:,.2f} GB a rank)"),
-        ("MFU", " to ".join(f"{share:.0%}" for share in time.mfu)),
+        ("MFU", " to ".join(f"{share:.1%}" for share in reversed(time.mfu))),
         ("tokens a second", " to ".join(rates)),
         ("tokens a day [10^9]", " to ".join(days)),
         ("token budget [10^9]", f"{found.token_budget / 1e9:,.3f}"),
@@ -131,7 +140,9 @@ def _print_run(found: Plan) -> None:
             ("epochs", f"{data.epochs:.2f}"),
         ]
     scored = "a range, not scored on full runs" if found.gpu else "from rates measured here, now"
-    print_table(f"{found.nodes} node(s), {found.world} rank(s); time is {scored}", ("the run", "from fast to slow"), rows)
+    print_table(
+        f"{found.nodes} node(s), {found.world} rank(s); time is {scored}", ("the run", "from fast to slow"), rows
+    )
 
 
 def _gib(size: float) -> str:

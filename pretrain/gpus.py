@@ -17,6 +17,7 @@ class GPU:
         name: part of what the driver calls it.
         memory: bytes that the driver reports.
         bf16: dense peak of bf16 products [FLOP/s].
+        fp32: of float32 products; PyTorch's, as this project leaves them, are not TF32.
         bandwidth: of its memory [byte/s].
         link: to the others of its node, one way [byte/s]: NVLink or Infinity Fabric, else PCIe.
     """
@@ -24,19 +25,20 @@ class GPU:
     name: str
     memory: int
     bf16: float
+    fp32: float
     bandwidth: float
     link: float
 
 
 GPUS: dict[str, GPU] = {
-    "h200": GPU("H200", 140 * GIB, 989e12, 4.8e12, 450e9),
-    "h100": GPU("H100", 79 * GIB, 989e12, 3.35e12, 450e9),
-    "b200": GPU("B200", 179 * GIB, 2250e12, 8.0e12, 900e9),
-    "a100": GPU("A100", 79 * GIB, 312e12, 2.04e12, 300e9),
-    "a100-40gb": GPU("A100-40GB", 39 * GIB, 312e12, 1.56e12, 300e9),
-    "l40s": GPU("L40S", 44 * GIB, 362e12, 0.86e12, 32e9),
-    "l4": GPU("L4", 22 * GIB, 121e12, 0.30e12, 32e9),
-    "mi300x": GPU("MI300X", 191 * GIB, 1307e12, 5.3e12, 448e9),
+    "h200": GPU("H200", 140 * GIB, 989e12, 67e12, 4.8e12, 450e9),
+    "h100": GPU("H100", 79 * GIB, 989e12, 67e12, 3.35e12, 450e9),
+    "b200": GPU("B200", 179 * GIB, 2250e12, 75e12, 8.0e12, 900e9),
+    "a100": GPU("A100", 79 * GIB, 312e12, 19.5e12, 2.04e12, 300e9),
+    "a100-40gb": GPU("A100-40GB", 39 * GIB, 312e12, 19.5e12, 1.56e12, 300e9),
+    "l40s": GPU("L40S", 44 * GIB, 362e12, 91.6e12, 0.86e12, 32e9),
+    "l4": GPU("L4", 22 * GIB, 121e12, 30.3e12, 0.30e12, 32e9),
+    "mi300x": GPU("MI300X", 191 * GIB, 1307e12, 163.4e12, 5.3e12, 448e9),
 }
 """By the name that `pha plan --gpu` takes. SXM (OAM) forms; the names are looked for in this order."""
 

@@ -42,6 +42,7 @@ class Ledger(TorchDispatchMode):
         phase: the moment of the run, in words.
         parts: kind → bytes held now.
         total: their sum.
+        most: kind → the most bytes that it ever held, at whatever moment.
         operations: how many there were that compute.
         moved: bytes that they read and wrote, if nothing stays in a cache between two of them.
         peaks: phase → the largest sum in it, and the parts of that moment.
@@ -57,6 +58,7 @@ class Ledger(TorchDispatchMode):
         self.operations, self.moved = 0, 0
         self.kind, self.phase = "activations", "start"
         self.parts: Counter[str] = Counter()
+        self.most: Counter[str] = Counter()
         self.total = 0
         self.peaks: dict[str, tuple[int, dict[str, int]]] = {}
         self._live: dict[int, tuple[str, int, Any]] = {}  # storage → kind, bytes, and the reference that tells its end
@@ -93,6 +95,7 @@ class Ledger(TorchDispatchMode):
         """Counts so many bytes more (or less) of a kind."""
         self.parts[kind] += size
         self.total += size
+        self.most[kind] = max(self.most[kind], self.parts[kind])
         if size > 0 and self.total > self.peaks.get(self.phase, (-1, {}))[0]:
             self.peaks[self.phase] = self.total, {name: held for name, held in self.parts.items() if held}
 
@@ -120,6 +123,7 @@ class Ledger(TorchDispatchMode):
             self._live[key] = kind, size, reference
             self.parts[old] -= size
             self.parts[kind] += size
+            self.most[kind] = max(self.most[kind], self.parts[kind])
 
     def resize(self, tensor: Tensor, size: int) -> None:
         """Counts a tensor's storage with so many bytes from now on: 0 where its data is elsewhere."""

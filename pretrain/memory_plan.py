@@ -32,7 +32,8 @@ from pretrain.config import RunConfig
 from pretrain.deepspeed_config import batch_split, deepspeed_config
 from pretrain.ledger import Ledger
 from pretrain.optim import parameter_groups
-from pretrain.zero_plan import Backend, Divided, DividedEarly, Parameters, Scattered, Whole
+from pretrain.zero3_plan import Scattered
+from pretrain.zero_plan import Backend, Divided, DividedEarly, Parameters, Whole
 
 KINDS = ("weights", "gradients", "optimizer", "buffers", "activations", "head", "batch")
 """The parts, in the order in which they are shown."""
@@ -46,6 +47,7 @@ class Memory:
         peak: bytes.
         phase: the moment: "start", "training" or "validation".
         parts: kind → bytes at that moment; they add up to `peak`.
+        most: kind → the most bytes of it at any moment.
         phases: phase → the most bytes in it.
         kept: bytes that one micro-batch's forward pass leaves for its backward pass.
         state: bytes that stay from step to step.
@@ -60,6 +62,7 @@ class Memory:
     peak: int
     phase: str
     parts: dict[str, int]
+    most: dict[str, int]
     phases: dict[str, int]
     kept: int
     state: int
@@ -99,6 +102,7 @@ def plan_memory(config: RunConfig, world: int, *, gpu: bool, bf16: bool, documen
         peak=peak,
         phase=phase,
         parts={kind: parts.get(kind, 0) for kind in KINDS},
+        most={kind: ledger.most[kind] for kind in KINDS},
         phases={name: most for name, (most, _) in ledger.peaks.items()},
         kept=rank.kept,
         state=state,
@@ -123,8 +127,9 @@ class _Rank:
         with ledger.counting("weights"):
             self.model = LanguageModel(config.model)
         groups = [group["params"] for group in parameter_groups(self.model, config.optim)]
-        plain = [module.weight for module in self.model.modules() if type(module) is nn.Linear]
-        parameters = Parameters(groups, frozenset(plain if bf16 else ()))
+        linear = [module for module in self.model.modules() if type(module) is nn.Linear]
+        narrow = frozenset(p for module in linear for p in module.parameters()) if bf16 else frozenset()
+        parameters = Parameters(groups, narrow)
         backend = Backend(reserves=gpu, copies=not gpu and world > 1, low=2 if bf16 else 4)
         self.low_bytes = sum(p.numel() * (2 if p in parameters.narrow else 4) for p in parameters.all())
         arguments = (ledger, parameters, world, backend, zero)
@@ -151,7 +156,7 @@ class _Rank:
             before = ledger.parts["activations"] + ledger.parts["head"], ledger.operations, ledger.moved
             loss = self._loss([part[index * micro : (index + 1) * micro] for part in batch])
             self.kept = ledger.parts["activations"] + ledger.parts["head"] - before[0]
-            (loss * 0.5).backward()  # type: ignore[no-untyped-call]
+            (loss * 0.5).backward()
             self.zero.end_backward()
             del loss
             self.operations, self.moved = ledger.operations - before[1], ledger.moved - before[2]
@@ -226,7 +231,7 @@ def _checkpointing(ledger: Ledger, away: bool) -> Callable[..., Any]:
             ctx.inputs = None
             return (None, x.grad, *(None for _ in shared))
 
-    return lambda block, x, *shared: Checkpoint.apply(block, x, *shared)  # type: ignore[no-untyped-call]
+    return lambda block, x, *shared: Checkpoint.apply(block, x, *shared)
 
 
 @contextlib.contextmanager

@@ -130,10 +130,7 @@ def make(config: RunConfig, gpu: GPU | None, cpu: Callable[[], tuple[float, floa
     config, data = _with_data(config, notes)
     config = _divisible(config, world, notes)
     bf16 = config.train.precision == "bf16" or (config.train.precision == "auto" and gpu is not None)
-    if config.train.objective != "lm":
-        notes.append("Distillation is not modelled: the plan is that of training the language model.")
-    if "offload_optimizer" in config.deepspeed.get("zero_optimization", {}):
-        notes.append("Offloading of the optimizer is not modelled: its state is counted as if on the device.")
+    _note_what_is_not_modelled(config, notes)
 
     def memory_of(candidate: RunConfig) -> Memory:
         length = data.document_tokens or 1000.0
@@ -141,17 +138,20 @@ def make(config: RunConfig, gpu: GPU | None, cpu: Callable[[], tuple[float, floa
 
     memory = memory_of(config)
     fixed = _fixed(memory, world, gpu)
-    room = gpu.memory if gpu is not None else None
-    needed = memory.peak + sum(fixed.values())
+    room, needed = None if gpu is None else gpu.memory, memory.peak + sum(fixed.values())
     advice = []
     if room is not None and needed > TIGHT * room:
         advice = _advice(config, world, lambda other: _total(memory_of(other), world, gpu))
-    time = step_time(config, world, config.cluster.nodes, memory, gpu, cpu() if gpu is None else None)
-    per_step = max(size for _, size in config.batches) * config.data.longest
-    budget = token_budget(config)
-    checkpoint = _checkpoint(config, memory, world)
+    time = step_time(config, world, config.cluster.nodes, memory, gpu, bf16, cpu() if gpu is None else None)
+    batch = max(size for _, size in config.batches)
+    if time.communication[0] > time.compute[0]:
+        notes.append(
+            f"Collectives take longer than computing, even on a fast network: {world} ranks are many for batches of "
+            f"{batch:,} sequences; larger batches or fewer ranks cost less."
+        )
+    per_step, budget, checkpoint = batch * config.data.longest, token_budget(config), _checkpoint(config, memory, world)
     saves = math.ceil(config.train.steps / config.checkpoint.every)
-    wall = tuple(
+    fast, slow = (
         budget / per_step * seconds + saves * stall for seconds, stall in zip(time.total, checkpoint.stall, strict=True)
     )
     return Plan(
@@ -167,7 +167,7 @@ def make(config: RunConfig, gpu: GPU | None, cpu: Callable[[], tuple[float, floa
         time=time,
         tokens_per_step=per_step,
         token_budget=budget,
-        wall_s=(wall[0], wall[1]),
+        wall_s=(fast, slow),
         checkpoint=checkpoint,
         data=data,
         notes=notes,
@@ -184,6 +184,15 @@ def token_budget(config: RunConfig) -> int:
         * config.data.length_at(begin)
         for begin, end in spans
     )
+
+
+def _note_what_is_not_modelled(config: RunConfig, notes: list[str]) -> None:
+    if config.train.objective != "lm":
+        notes.append("Distillation is not modelled: the plan is that of training the language model.")
+    if config.train.compile:
+        notes.append("train.compile is not modelled: the plan is that of the kernels, or of plain PyTorch.")
+    if "offload_optimizer" in config.deepspeed.get("zero_optimization", {}):
+        notes.append("Offloading of the optimizer is not modelled: its state is counted as if on the device.")
 
 
 def _with_data(config: RunConfig, notes: list[str]) -> tuple[RunConfig, Data]:
@@ -219,8 +228,8 @@ def _data(config: RunConfig, corpus: Corpus) -> Data:
         )
     if blocks < config.lanes:
         problems.append(
-            f"There are {blocks:,} blocks for {config.lanes:,} lanes (data.lanes, by default the batch): some lanes are "
-            "empty and neighbours in the text end up in one batch; build the data with smaller blocks."
+            f"There are {blocks:,} blocks for {config.lanes:,} lanes (data.lanes, by default the batch): some lanes "
+            "are empty and neighbours in the text end up in one batch; build the data with smaller blocks."
         )
     if epochs > 4:
         problems.append(f"The run reads its text {epochs:.1f} times; beyond about four, repeated text teaches less.")

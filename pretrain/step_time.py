@@ -12,7 +12,7 @@ from pretrain.memory_plan import Memory
 
 FAST = (0.70, 0.90, 0.0)
 SLOW = (0.35, 0.40, 10e-6)
-"""Of a GPU: share of its peak in matrix products, share of its memory's bandwidth, and seconds to launch an operation."""
+"""Of a GPU: share of its peak in matrix products, share of its bandwidth, and seconds to launch an operation."""
 NETWORK = (50e9, 3e9)
 """Between nodes, for each GPU, one way [byte/s]: a 400 Gb/s port for each, and one of 200 Gb/s for a node of eight."""
 GLOO = (2e9, 0.5e9)
@@ -51,7 +51,13 @@ class StepTime:
 
 
 def step_time(
-    config: RunConfig, world: int, nodes: int, memory: Memory, gpu: GPU | None, cpu: tuple[float, float] | None = None
+    config: RunConfig,
+    world: int,
+    nodes: int,
+    memory: Memory,
+    gpu: GPU | None,
+    bf16: bool = True,
+    cpu: tuple[float, float] | None = None,
 ) -> StepTime:
     """The range for a step of the largest batch.
 
@@ -60,6 +66,7 @@ def step_time(
         world, nodes: ranks, and the machines that they are on.
         memory: of `plan_memory`, whose trace counted what a micro-batch moves.
         gpu: the device, or None for a CPU.
+        bf16: whether the GPU's products are in bf16; its peak, for the MFU, is that of bf16 in any case.
         cpu: FLOP/s and byte/s of one rank's threads on a CPU.
     """
     batch, length = max(size for _, size in config.batches), config.data.longest
@@ -73,7 +80,9 @@ def step_time(
         compute, peak = (fast, CPU_SLOW * fast), cpu[0]
     else:
         fast, slow = (
-            done / (share * gpu.bf16) + (moved + adam) / (width * gpu.bandwidth) + launches * launch
+            done / (share * (gpu.bf16 if bf16 else gpu.fp32))
+            + (moved + adam) / (width * gpu.bandwidth)
+            + launches * launch
             for share, width, launch in (FAST, SLOW)
         )
         compute, peak = (fast, slow), gpu.bf16

@@ -35,6 +35,7 @@ LIGHT = (
     "pretrain/cli_cluster.py",
     "pretrain/cluster_config.py",
     "pretrain/cli_data.py",
+    "pretrain/cli_plan.py",
     "pretrain/config.py",
     "pretrain/errors.py",
     "cluster/slurm.py",
