@@ -63,40 +63,40 @@ class Case:
         return config_file.parse(tree, "case")
 
 
-def medium(architecture: str, *others: str, ranks: int, rows: int = 2) -> Case:
-    """15 to 26 million parameters, at 512 tokens: half the memory is activations."""
+def medium(architecture: str, *others: str, ranks: int, rows: int = 4) -> Case:
+    """15 to 26 million parameters at 512 tokens: more than half of it is activations."""
     width = {"pha": 384, "transformer": 512}[architecture]
     sizes = (f"model.preset={architecture}-tiny", f"model.d_model={width}", "data.seq_len=512")
-    return Case(ranks, (*sizes, f"train.global_batch={rows * ranks}", *others))
+    return Case(ranks, (*sizes, f"train.global_batch={rows}", *others))
 
 
-def wide(architecture: str, *others: str, ranks: int) -> Case:
-    """About 30 million parameters and short sequences in two micro-batches: most is weights, gradients and moments."""
-    width = {"pha": 512, "transformer": 512}[architecture]
-    sizes = (f"model.preset={architecture}-tiny", f"model.d_model={width}", "model.vocab_size=16384")
-    batch = ("data.seq_len=128", f"train.global_batch={4 * ranks}", "train.micro_batch=2")
-    return Case(ranks, (*sizes, *batch, *others))
+def wide(architecture: str, *others: str) -> Case:
+    """62 million parameters and 128 tokens in two micro-batches: nearly all is weights, gradients, moments, buffers."""
+    sizes = (f"model.preset={architecture}-tiny", "model.d_model=768", "model.vocab_size=16384", "data.seq_len=128")
+    return Case(2, (*sizes, "train.global_batch=8", "train.micro_batch=2", *others))
 
 
-def small(preset: str, *others: str) -> Case:
-    """Another architecture, about 10 million parameters at 512 tokens, on one rank."""
-    return Case(1, (f"model.preset={preset}", "model.d_model=256", "data.seq_len=512", "train.global_batch=2", *others))
+def small(preset: str, *others: str, length: int = 512) -> Case:
+    """About 7 million parameters on one rank."""
+    sizes = (f"model.preset={preset}", "model.d_model=256", f"data.seq_len={length}", "train.global_batch=4")
+    return Case(1, (*sizes, *others))
 
 
 def grid() -> list[Case]:
     """All cases."""
-    full, half = "train.recompute.mode=full", ("train.recompute.mode=full", "train.recompute.every=2")
-    cases = []
+    full, half, two = "train.recompute.mode=full", "train.recompute.every=2", "train.micro_batch=2"
+    cases = [medium("pha", two, ranks=1)]
     for name in ("pha", "transformer"):
-        cases += [medium(name, ranks=1), medium(name, full, ranks=1), medium(name, *half, ranks=1)]
-        cases += [wide(name, ranks=1), medium(name, ranks=2), wide(name, "train.zero_stage=0", ranks=2)]
-        for stage in (1, 2, 3):
-            zero = f"train.zero_stage={stage}"
-            cases += [medium(name, zero, ranks=2), medium(name, zero, full, ranks=2), wide(name, zero, ranks=2)]
+        cases += [medium(name, *others, ranks=1) for others in ((), (full,), (full, half))]
+        cases += [medium(name, f"train.zero_stage={stage}", ranks=2) for stage in (0, 1, 2, 3)]
+        cases += [medium(name, two, "train.zero_stage=2", full, ranks=2, rows=8)]
+        cases += [medium(name, "train.zero_stage=3", full, ranks=2)]
+        cases += [wide(name, f"train.zero_stage={stage}", *([full] if stage % 2 else [])) for stage in (0, 1, 2, 3)]
     others = ("mamba2", "gss", "gss-hybrid", "h3", "h3-hybrid", "hedgehog", "taipan")
     cases += [small(f"{name}-tiny") for name in others]
     cases += [small("pha-tiny", "model.attention.window=64", "model.dropout=0.1")]
-    return sorted(dict.fromkeys(cases), key=lambda case: case.ranks)
+    cases += [small("transformer-tiny", "model.attention.window=64", length=1024)]
+    return sorted(cases, key=lambda case: case.ranks)
 
 
 def planned(case: Case) -> Memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pretrain.errors import RunError
@@ -53,4 +54,5 @@ def find(name: str) -> GPU:
 
 def peak_of(device_name: str) -> float | None:
     """Dense bf16 peak [FLOP/s] of what the driver calls so; None if it is not known."""
-    return next((gpu.bf16 for gpu in GPUS.values() if gpu.name in device_name), None)
+    matches = (gpu.bf16 for gpu in GPUS.values() if re.search(rf"{gpu.name}(?![0-9A-Za-z])", device_name))
+    return next(matches, None)

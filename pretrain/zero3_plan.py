@@ -184,11 +184,11 @@ class _Gather:
     def __init__(self, ledger: Ledger, parameters: list[nn.Parameter], world: int, backend: Backend, low: int) -> None:
         self.ledger, self.parameters = ledger, parameters
         self.waiting = set(parameters)
-        padded = sum(padded(p.numel(), world) for p in parameters)
+        size = low * sum(padded(p.numel(), world) for p in parameters)
         self.alone = len(parameters) == 1 and low == FLOAT
-        self.flat = Holding(ledger, "buffers", low * padded)
+        self.flat = Holding(ledger, "buffers", size)
         if backend.copies:
-            with ledger.transient("buffers", low * padded):
+            with ledger.transient("buffers", size):
                 pass
 
     def arrive(self, owner: Scattered, parameter: nn.Parameter) -> None:

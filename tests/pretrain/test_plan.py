@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.plan import Case, expected, measured, medium, planned, wide
+from benchmarks.plan import Case, expected, measured, medium, planned
 from model.params import count_parameters
 from pretrain import config_file
 from pretrain.config import RunConfig
@@ -25,14 +25,14 @@ from pretrain.plan import make, token_budget
 from tests.e2e.runs import ROOT, pha
 
 TOLERANCE = 0.10
-ALONE = [medium("pha", ranks=1), medium("transformer", "train.recompute.mode=full", ranks=1)]
+ALONE = [medium("pha", ranks=1, rows=2), medium("transformer", "train.recompute.mode=full", ranks=1, rows=2)]
 TOGETHER = [
     medium("pha", "train.zero_stage=1", "train.recompute.mode=full", ranks=2),
-    wide("transformer", "train.zero_stage=1", ranks=2),
-    wide("pha", "train.zero_stage=2", ranks=2),
     medium("transformer", "train.zero_stage=2", ranks=2),
+    medium("pha", "train.zero_stage=2", "train.micro_batch=1", ranks=2),
     medium("pha", "train.zero_stage=3", ranks=2),
-    wide("transformer", "train.zero_stage=3", ranks=2),
+    medium("transformer", "train.zero_stage=1", "train.micro_batch=1", "data.seq_len=64", ranks=2),
+    medium("transformer", "train.zero_stage=3", "data.seq_len=64", ranks=2),
 ]
 
 
@@ -172,7 +172,9 @@ def test_what_does_not_fit_says_what_to_lower(monkeypatch):
 def test_known_gpus():
     assert peak_of("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_of("NVIDIA A100-SXM4-40GB") == 312e12
-    assert peak_of("Voodoo 2") is None
+    assert peak_of("NVIDIA GH200 480GB") == 989e12
+    assert peak_of("NVIDIA L40S") == 362e12 and peak_of("NVIDIA L4") == 121e12
+    assert peak_of("NVIDIA L40") is None and peak_of("Voodoo 2") is None
     with pytest.raises(RunError, match="is not known; give one of"):
         find("h1000")
 
