@@ -20,6 +20,7 @@ from pretrain.cli_check import cordon_app, doctor
 from pretrain.cli_cluster import cancel, launch, logs
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
+from pretrain.cli_plan import plan
 from pretrain.cli_status import status
 from pretrain.errors import (
     EXIT_BAD_INPUT,
@@ -45,6 +46,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(cordon_app, name="cordon")
 for command_of_cluster in (launch, status, logs, cancel, doctor):
     app.command()(command_of_cluster)
+app.command()(plan)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]

@@ -46,6 +46,7 @@ LIGHT = (
     "pretrain/cli_hosts.py",
     "pretrain/cluster_config.py",
     "pretrain/cli_data.py",
+    "pretrain/cli_plan.py",
     "pretrain/config.py",
     "pretrain/errors.py",
     "cluster/slurm.py",
