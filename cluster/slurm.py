@@ -165,10 +165,25 @@ def answering(nodes: Sequence[str]) -> list[str]:
     return [n for n in nodes if not states.get(n, "unk").endswith("*") and not states.get(n, "unk").startswith(_LOST)]
 
 
+LOOKING = "preflight"
+"""The name of steps that look at nodes; on a lost node they stay on Slurm's books."""
+
+
 def steps_of(job_id: str) -> list[str]:
-    """The numbers of the job's running steps, `17.0`, those of srun only."""
-    told = patiently(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i"]).split()
-    return [step for step in told if re.fullmatch(r"\d+\.\d+", step)]
+    """The numbers of the job's running steps, `17.0`, those of srun only, and none that looks at nodes."""
+    told = patiently(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i %j"])
+    return [step for step, name in _steps(told) if name != LOOKING]
+
+
+def looking_steps(job_id: str) -> list[str]:
+    """Those that look at nodes. Raises ClusterError at once where the controller does not answer."""
+    told = command(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i %j"])
+    return [step for step, name in _steps(told) if name == LOOKING]
+
+
+def _steps(told: str) -> list[tuple[str, str]]:
+    parts = (line.strip().partition(" ") for line in told.splitlines())
+    return [(step, name.strip()) for step, _, name in parts if re.fullmatch(r"\d+\.\d+", step)]
 
 
 LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING")

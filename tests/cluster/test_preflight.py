@@ -126,6 +126,21 @@ def test_ranks_of_this_run_are_ended_and_others_named(tmp_path, monkeypatch):
     assert states(report) == {"n0": "poor"} and report.verdicts[0].words.startswith("process 12 is a rank of job 3")
 
 
+def test_by_hand_nothing_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "state_of", lambda job: "RUNNING")
+    rank = {"host": "n0", "check": "rank", "time": 1.0, "arrived": 1.0, "pid": 11, "began": 9, "job": "17"}
+    rank["config"] = f"{tmp_path}/launch/000001/config.yaml"
+    cluster = Cluster(lines={"n0": [*said("n0"), rank]})
+    report = Preflight(launched(tmp_path), "17", 1, ask=cluster, sweep=False).look(NODES)
+    assert states(report) == {} and not [question for _, _, question in cluster.asked if question.get("end")]
+
+
+def test_of_two_nodes_one_is_left_out_and_none_cordoned(tmp_path):
+    report = look(tmp_path, Cluster(links=[("n0", "n1")]), NODES[:2])
+    assert states(report) == {"n1": "bad"} and "cannot be told by whose fault" in report.verdicts[1].words
+    assert not report.verdicts[1].guilty
+
+
 def test_a_supervisor_that_is_asked_to_stop_judges_nobody(tmp_path):
     report = Preflight(launched(tmp_path), "17", 1, lambda: True, Cluster(silent=["n1"])).look(NODES)
     assert states(report) == {} and not report.problem
@@ -170,7 +185,7 @@ def says(host, *checks):
 
 
 def test_who_answers_is_heard_and_who_does_not_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(slurm, "steps_of", lambda job: [])
+    monkeypatch.setattr(slurm, "looking_steps", lambda job: [])
     began = time.monotonic()
     text = f"{says('a', 'hello', 'end')}; echo noise; echo '[1]'; echo 'no node c' >&2; {says('b', 'hello')}; sleep 60"
     answers = steps.ask("7", [script(text)], ["a", "b"], has_ended, 30.0, grace_s=0.3)
@@ -179,7 +194,7 @@ def test_who_answers_is_heard_and_who_does_not_is_not_waited_for(monkeypatch):
 
 
 def test_the_limit_holds_where_nobody_answers_and_a_stop_is_heard(monkeypatch):
-    monkeypatch.setattr(slurm, "steps_of", lambda job: [])
+    monkeypatch.setattr(slurm, "looking_steps", lambda job: [])
     began = time.monotonic()
     assert steps.ask("7", [script("sleep 60")], ["a"], has_ended, 0.3).lines == {}
     assert steps.ask("7", [script("sleep 60")], ["a"], has_ended, 60.0, stop=lambda: True).lines == {}

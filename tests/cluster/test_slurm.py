@@ -71,8 +71,9 @@ def test_nodes_that_do_not_answer_are_left_out(tmp_path, monkeypatch):
     states = "n1 allocated\nn2 down*\nn3 allocated*\nn4 draining\nn5 mixed"
     stand_in(tmp_path, monkeypatch, "sinfo", f"printf '{states}\\n'")
     assert slurm.answering(["n1", "n2", "n3", "n4", "n5", "n6"]) == ["n1", "n4", "n5"]
-    stand_in(tmp_path, monkeypatch, "squeue", "printf '7.batch\\n7.0\\n7.extern\\n7.12\\n'")
-    assert slurm.steps_of("7") == ["7.0", "7.12"]
+    steps = "7.batch batch\\n7.0 python\\n7.1 preflight\\n7.extern extern\\n7.12 python\\n"
+    stand_in(tmp_path, monkeypatch, "squeue", f"printf '{steps}'")
+    assert slurm.steps_of("7") == ["7.0", "7.12"] and slurm.looking_steps("7") == ["7.1"]
 
 
 def test_what_slurm_refuses_is_told_in_its_own_words(tmp_path, monkeypatch):
