@@ -14,6 +14,7 @@ from cluster.job import CODE, SCRIPT, Job
 
 _REASONS = {
     "PYTHONUNBUFFERED": ("1", "lines reach the logs when they are written"),
+    "PYTHONSAFEPATH": ("1", "code that lies where the job was launched is not taken instead of that copy"),
     "TORCH_CPP_LOG_LEVEL": ("ERROR", "silences 'hostname of the client socket cannot be retrieved', which is harmless"),
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a failed collective ends its rank instead of waiting for ever"),
     "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "NCCL writes who was in which collective when one times out"),

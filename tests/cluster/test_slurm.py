@@ -34,6 +34,7 @@ def test_the_script_is_bash_and_says_what_was_asked_for():
     text = slurm.render(job())
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     assert "#SBATCH --nodes=5\n#SBATCH --time=12:00:00\n" in text and "#SBATCH --signal=B:USR1@120\n" in text
+    assert "export PYTHONSAFEPATH=1\n" in text, "the checkout that it is launched from is not the code that it runs"
     assert "export HF_HOME='/data/a b'\n" in text and "export NCCL_SOCKET_IFNAME=ib0\n" in text
     assert text.endswith("exec /env/bin/python -m cluster.job_supervisor /runs/a/launch/000001\n")
 
