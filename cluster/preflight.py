@@ -31,6 +31,8 @@ LINK_S = 20.0
 """So long the collective may take when torch may not be in the nodes' caches yet (at most a third of the limit), ..."""
 SEARCH_S = 8.0
 """... and in the rounds that follow."""
+MOST_ROUNDS = 40
+"""Of the search; one link among 512 nodes takes at most 24."""
 AGAIN = 16
 """Silent nodes that are asked once more, each by itself: one that is gone can keep others from being reached."""
 PORTS = (40_000, 20_000)
@@ -203,7 +205,7 @@ class Preflight:
         self._slow(able, first, judged)
         if len(able) < 2 or (able == nodes and verdicts.works(nodes, first.lines, self.settings.need)):
             return
-        found = search(able, self._try, whole_failed=able == nodes)
+        found = search(able, self._try, whole_failed=able == nodes, most_rounds=MOST_ROUNDS)
         self.report.rounds, self.report.links = found.rounds, found.links
         if self.stop():
             return

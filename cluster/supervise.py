@@ -114,7 +114,7 @@ class Supervisor:
         except NoPlace as error:
             self.record("no place", words=str(error))
             return Decision(Action.HAND_OVER, str(error))
-        silent = self._watch(started, before + 1, began)
+        silent = self._watch(started, before + 1, time.monotonic())  # the look at the nodes is no rank's silence
         ended = newest_start(self.run_folder)
         if silent is not None:
             cause = silent
