@@ -128,7 +128,7 @@ class Preflight:
         report.verdicts = list(judged.values())
         self._end_strays(lines, judged)
         able = [node for node in nodes if judged[node].state != "bad"]
-        if len(able) > 1 or (able and self.job.gpus_per_node):
+        if (self.job.nodes > 1 and len(able) > 1) or (able and self.job.gpus_per_node):
             began = time.monotonic()
             self._links(able, judged)
             report.seconds["links"] = round(time.monotonic() - began, 2)

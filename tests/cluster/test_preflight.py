@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -82,6 +83,14 @@ def test_nodes_without_a_flaw_cost_two_steps(tmp_path):
         "cluster.node_probe", "pretrain.link_probe"
     ]  # fmt: skip
     assert report.verdicts[0].figures["mb_s"] == 100.0 and report.verdicts[0].figures["gflops"] == 1
+
+
+def test_a_run_on_one_node_without_gpus_is_spared_the_sum(tmp_path):
+    one = dataclasses.replace(launched(tmp_path), nodes=1)
+    Preflight(one, "17", 1, ask=(cluster := Cluster())).look(NODES)
+    assert [program for program, *_ in cluster.asked] == ["cluster.node_probe"]
+    Preflight(dataclasses.replace(one, gpus_per_node=8), "17", 1, ask=(cluster := Cluster())).look(NODES[:1])
+    assert [program for program, *_ in cluster.asked][-1] == "pretrain.link_probe", "its GPUs have to compute"
 
 
 def test_a_silent_node_is_asked_again_by_itself_and_then_left_out(tmp_path):
