@@ -15,6 +15,7 @@ from cluster.job import CODE, SCRIPT, Job
 
 _REASONS = {
     "PYTHONUNBUFFERED": ("1", "lines reach the logs when they are written"),
+    "PYTHONSAFEPATH": ("1", "code that lies where the job was launched is not taken instead of that copy"),
     "TORCH_CPP_LOG_LEVEL": ("ERROR", "silences 'hostname of the client socket cannot be retrieved', which is harmless"),
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a failed collective ends its rank instead of waiting for ever"),
     "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "NCCL writes who was in which collective when one times out"),
@@ -210,15 +211,26 @@ def answering(nodes: Sequence[str]) -> list[str]:
     return [n for n in nodes if not states.get(n, "unk").endswith("*") and not states.get(n, "unk").startswith(_LOST)]
 
 
-RANKS = "ranks"
-"""The name of a step whose tasks train."""
+RANKS, LOOKING = "ranks", "preflight"
+"""The names of steps whose tasks train, and of those that look at nodes; on a lost node a step stays on the books."""
 
 
 def steps_of(job_id: str) -> list[str]:
     """The numbers, `17.0`, of the job's running steps that train."""
-    told = patiently(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i %j"]).splitlines()
-    found = (line.split(maxsplit=1) for line in told if line.strip())
-    return [step for step, *name in found if name == [RANKS] and re.fullmatch(r"\d+\.\d+", step)]
+    return _steps(patiently(_STEPS + [job_id]), RANKS)
+
+
+def looking_steps(job_id: str) -> list[str]:
+    """Those that look at nodes. Raises ClusterError at once where the controller does not answer."""
+    return _steps(command(_STEPS + [job_id]), LOOKING)
+
+
+_STEPS = ["squeue", "--noheader", "--steps", "--format=%i %j", "--jobs"]
+
+
+def _steps(told: str, name: str) -> list[str]:
+    parts = (line.strip().partition(" ") for line in told.splitlines())
+    return [step for step, _, called in parts if called.strip() == name and re.fullmatch(r"\d+\.\d+", step)]
 
 
 LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING")
