@@ -217,12 +217,12 @@ RANKS, LOOKING = "ranks", "preflight"
 
 def steps_of(job_id: str) -> list[str]:
     """The numbers, `17.0`, of the job's running steps that train."""
-    return _steps(patiently(_STEPS + [job_id]), RANKS)
+    return _steps(patiently([*_STEPS, job_id]), RANKS)
 
 
 def looking_steps(job_id: str) -> list[str]:
     """Those that look at nodes. Raises ClusterError at once where the controller does not answer."""
-    return _steps(command(_STEPS + [job_id]), LOOKING)
+    return _steps(command([*_STEPS, job_id]), LOOKING)
 
 
 _STEPS = ["squeue", "--noheader", "--steps", "--format=%i %j", "--jobs"]
