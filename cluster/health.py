@@ -88,8 +88,8 @@ class Health:
             "preflight", start=report.start, job=self.job_id, seconds=report.seconds, left_out=found, poor=poor,
             problem=report.problem, file=str(path or ""), words=f"{words}. {report.problem}".strip(),
         )  # fmt: skip
-        for node, why in found.items():
-            self._cordon(node, why, f"{path or 'see the job’s log'}, start {report.start}")
+        for node in (verdict.node for verdict in report.verdicts if verdict.guilty):
+            self._cordon(node, found[node], f"{path or 'the log of the job'}, start {report.start}")
 
     def _cordon(self, node: str, reason: str, evidence: str) -> None:
         hours = float(self.job.preflight.get("cordon_hours", 24.0))

@@ -85,7 +85,7 @@ class JobSupervisor:
         """Deputies on the last nodes, which are the spare ones where there are any."""
         nodes = [node for node in slurm.nodes_of(self.job_id) if node != _this_node()][-COUNT:]
         if nodes:
-            subprocess.Popen(arguments(self.job, self.job_id, nodes), start_new_session=True)
+            subprocess.Popen(arguments(self.job, self.job_id, _this_node(), nodes), start_new_session=True)
 
     def _wished(self, number: int) -> None:
         """The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
@@ -106,8 +106,14 @@ class JobSupervisor:
         now = time.time()
         if self._end is None or now < self._end - self._lead_s():
             return None
-        asked, self._end = self._end, slurm.end_of(self.job_id)  # somebody may have given it more time
+        asked, self._end = self._end, self._end_of_time()  # somebody may have given it more time
         return signal.SIGUSR1 if self._end == asked else None
+
+    def _end_of_time(self) -> float | None:
+        try:
+            return slurm.end_of(self.job_id)
+        except ClusterError:  # the ranks must hear in time, whether the controller answers or not
+            return self._end
 
     def _lead_s(self) -> float:
         lead, when = self._lead
@@ -119,7 +125,7 @@ class JobSupervisor:
     def start(self) -> Step:
         """Starts the ranks on the best nodes that there are. Raises NoPlace where there are too few."""
         self.successor.stand()  # where the first try met no controller
-        self._end = slurm.end_of(self.job_id)
+        self._end = self._end_of_time()
         nodes = self._choose()
         self.used, self.supervisor.ranks = nodes, len(nodes) * self.job.ranks_per_node
         number = newest_start(self.run) + 1

@@ -32,6 +32,8 @@ LINE_BYTES = 1000
 PACKAGES = ("torch", "deepspeed", "numpy", "triton")
 SHARDS_SEEN = 6
 _PROBE_BYTES = 1 << 16
+_AMD = Path("/dev/kfd")
+"""Of AMD's driver, whose GPUs nvidia-smi does not know."""
 _SIOCGIFADDR = 0x8915
 _UNLIMITED = 1 << 60
 """The kernel writes "no limit" as a number above this."""
@@ -225,8 +227,11 @@ def interface(name: str | None) -> Answer:
 
 
 def gpu_report(wanted: int) -> Answer:
-    """Defects of the GPUs, their driver and kinds. Raises OSError or RuntimeError without an answer."""
-    seen = gpus.query()
+    """Defects of the GPUs, their driver and kinds. Raises OSError where there is nothing that can be asked."""
+    try:
+        seen = gpus.query()
+    except (RuntimeError, ValueError) as error:  # it is there, and cannot say: then the GPUs cannot be used either
+        return {"count": 0, "kinds": [], "driver": None, "hottest": None, "defects": [(True, str(error)[:300])]}
     kinds = sorted({str(gpu["name"]) for gpu in seen})
     return {
         "count": len(seen),
@@ -248,7 +253,7 @@ def checks(question: Question) -> list[tuple[str, Callable[[], Answer]]]:
         ("tmp", lambda: room(temporary) | write_and_read(temporary, 4096)),
         ("shm", lambda: room(shared) | write_and_read(shared, 4096)),
     ]
-    if question.gpus:
+    if question.gpus and not _AMD.exists():
         found.append(("gpus", lambda: gpu_report(question.gpus)))
     found.append(("run", lambda: room(run) | write_and_read(run)))
     found += [("data", functools.partial(dataset, Path(directory))) for directory in question.data]

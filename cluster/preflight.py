@@ -31,6 +31,8 @@ LINK_S = 20.0
 """So long the collective may take when torch may not be in the nodes' caches yet (at most a third of the limit), ..."""
 SEARCH_S = 8.0
 """... and in the rounds that follow."""
+MOST_ROUNDS = 40
+"""Of the search; one link among 512 nodes takes at most 24."""
 AGAIN = 16
 """Silent nodes that are asked once more, each by itself: one that is gone can keep others from being reached."""
 PORTS = (40_000, 20_000)
@@ -100,9 +102,14 @@ class Preflight:
     """One look at some nodes of a job."""
 
     def __init__(
-        self, job: Job, job_id: str, start: int, stop: Callable[[], bool] = lambda: False, ask: Any = steps.ask
-    ) -> None:
-        """`stop` is asked all the time, and ends the look; `ask` is `steps.ask`, or a test's own."""
+        self, job: Job, job_id: str, start: int, stop: Callable[[], bool] = lambda: False, ask: Any = steps.ask,
+        sweep: bool = True,
+    ) -> None:  # fmt: skip
+        """`stop` is asked all the time, and ends the look; `ask` is `steps.ask`, or a test's own.
+
+        With `sweep` no ranks of this job run now, and those of this run that are left are ended.
+        """
+        self.sweep = sweep
         self.job, self.job_id, self.stop, self._ask = job, job_id, stop, ask
         self.settings, self.report = Settings.of(job), Report(start)
         self._asked, self._errors = 0, dict[str, str]()
@@ -121,7 +128,7 @@ class Preflight:
         report.verdicts = list(judged.values())
         self._end_strays(lines, judged)
         able = [node for node in nodes if judged[node].state != "bad"]
-        if len(able) > 1 or (able and self.job.gpus_per_node):
+        if (self.job.nodes > 1 and len(able) > 1) or (able and self.job.gpus_per_node):
             began = time.monotonic()
             self._links(able, judged)
             report.seconds["links"] = round(time.monotonic() - began, 2)
@@ -157,8 +164,8 @@ class Preflight:
 
     def _has_ended(self, job: str | None) -> bool:
         """Whether a stray rank's job has: one that still runs shares the node by Slurm's leave."""
-        if job == self.job_id:  # of this job none runs now
-            return True
+        if job == self.job_id:
+            return self.sweep
         return job is None or slurm.state_of(job) not in slurm.LIVE
 
     def _end_strays(self, lines: steps.Answers, judged: dict[str, Verdict]) -> None:
@@ -170,7 +177,7 @@ class Preflight:
                 job = line.get("job")
                 if str(line.get("config")).startswith(mine) and job is not None and self._has_ended(job):
                     marked.setdefault(node, []).append([line["pid"], line["began"]])
-        if not marked:
+        if not marked or not self.sweep:
             return
         told = self._nodes_say([list(marked)], Question(self.job.run, end=marked))
         for node in marked:
@@ -198,7 +205,7 @@ class Preflight:
         self._slow(able, first, judged)
         if len(able) < 2 or (able == nodes and verdicts.works(nodes, first.lines, self.settings.need)):
             return
-        found = search(able, self._try, whole_failed=able == nodes)
+        found = search(able, self._try, whole_failed=able == nodes, most_rounds=MOST_ROUNDS)
         self.report.rounds, self.report.links = found.rounds, found.links
         if self.stop():
             return
@@ -212,7 +219,8 @@ class Preflight:
             others = [a if b == node else b for a, b in found.links if node in (a, b)]
             words = f"sums fail with {', '.join(others)}"
             words += ", and work with others" if len(able) > 2 else ", and it cannot be told by whose fault"
-            judged[node].add("links", f"{words} ({self._errors.get(node, 'too slow')})", fatal=True)
+            words += f" ({self._errors.get(node, 'too slow')})"
+            judged[node].add("links", words, fatal=True, certain=len(able) > 2)
 
     def _try(self, groups: list[list[str]]) -> list[bool]:
         if self.stop():
@@ -260,7 +268,7 @@ def main() -> None:
     """Looks at all nodes of the allocation that this process is in; ends with 1 where one is left out."""
     try:
         job, job_id = Job.load(Path(sys.argv[1])), os.environ["SLURM_JOB_ID"]
-        look = Preflight(job, job_id, newest_start(Path(job.run)) + 1)
+        look = Preflight(job, job_id, newest_start(Path(job.run)) + 1, sweep=False)
         report = look.look(slurm.nodes_of(job_id))
     except ClusterError as error:
         print(f"error: {error}", file=sys.stderr)

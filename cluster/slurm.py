@@ -15,6 +15,7 @@ from cluster.job import CODE, SCRIPT, Job
 
 _REASONS = {
     "PYTHONUNBUFFERED": ("1", "lines reach the logs when they are written"),
+    "PYTHONSAFEPATH": ("1", "code that lies where the job was launched is not taken instead of that copy"),
     "TORCH_CPP_LOG_LEVEL": ("ERROR", "silences 'hostname of the client socket cannot be retrieved', which is harmless"),
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a failed collective ends its rank instead of waiting for ever"),
     "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "NCCL writes who was in which collective when one times out"),
@@ -168,6 +169,17 @@ def settings() -> dict[str, str]:
     return found
 
 
+def grace_s(partition: str | None) -> float | None:
+    """[s] Between a preemption's first signal and its last, by the partition (None: the default one).
+
+    None where nothing is said. Raises ClusterError.
+    """
+    told = command(["scontrol", "--oneliner", "show", "partition", *filter(None, [partition])])
+    line = next((line for line in told.splitlines() if partition or "Default=YES" in line), "")
+    match = re.search(r"\bGraceTime=(\d+)\b", line)
+    return float(match.group(1)) if match else None
+
+
 def seconds(value: str) -> float | None:
     """The number of a setting such as `30 sec`; None where it has none."""
     match = re.match(r"(\d+)", value)
@@ -217,15 +229,26 @@ def _by_answer(nodes: Sequence[str]) -> tuple[list[str], list[str]]:
     return [n for n in left if not states[n].endswith("*")], [n for n in left if states[n].endswith("*")]
 
 
-RANKS = "ranks"
-"""The name of a step whose tasks train."""
+RANKS, LOOKING = "ranks", "preflight"
+"""The names of steps whose tasks train, and of those that look at nodes; on a lost node a step stays on the books."""
 
 
 def steps_of(job_id: str) -> list[str]:
     """The numbers, `17.0`, of the job's running steps that train."""
-    told = patiently(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i %j"]).splitlines()
-    found = (line.split(maxsplit=1) for line in told if line.strip())
-    return [step for step, *name in found if name == [RANKS] and re.fullmatch(r"\d+\.\d+", step)]
+    return _steps(patiently([*_STEPS, job_id]), RANKS)
+
+
+def looking_steps(job_id: str) -> list[str]:
+    """Those that look at nodes. Raises ClusterError at once where the controller does not answer."""
+    return _steps(command([*_STEPS, job_id]), LOOKING)
+
+
+_STEPS = ["squeue", "--noheader", "--steps", "--format=%i %j", "--jobs"]
+
+
+def _steps(told: str, name: str) -> list[str]:
+    parts = (line.strip().partition(" ") for line in told.splitlines())
+    return [step for step, _, called in parts if called.strip() == name and re.fullmatch(r"\d+\.\d+", step)]
 
 
 LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING")
@@ -247,8 +270,8 @@ def state_of(job_id: str) -> str:
 
 
 def end_of(job_id: str) -> float | None:
-    """When the time of a running job is over, in seconds since 1970; None where it has no end."""
-    told = patiently(["squeue", "--noheader", "--jobs", job_id, "--format=%e"]).strip()
+    """When the time of a running job is over, in seconds since 1970; None where it has no end. Raises ClusterError."""
+    told = command(["squeue", "--noheader", "--jobs", job_id, "--format=%e"]).strip()
     try:
         return datetime.datetime.fromisoformat(told).timestamp()  # in the time zone of this machine
     except ValueError:

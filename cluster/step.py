@@ -14,6 +14,8 @@ from cluster.errors import ClusterError
 from cluster.job import CONFIG, Job
 from cluster.run_files import newest_start
 
+TAKE_OVER = "PHA_TAKE_OVER"
+"""Tells ranks that whoever else holds the run's lock is lost: Slurm has ended its job, or this job its step."""
 LEAVE_S = 5.0
 """So long srun may take to end when its ranks are gone; on a lost node it would wait for much longer."""
 TORCHRUN_ENV = {
@@ -77,6 +79,7 @@ def begin(job: Job, job_id: str, start: int, nodes: list[str], env: Mapping[str,
     """
     logs = Path(job.run) / "logs" / f"start-{start:06d}"
     logs.mkdir(parents=True, exist_ok=True)
+    env = {**env, TAKE_OVER: "1"}
     if job.launcher == "srun":
         return Step(job_id, by_srun(job, nodes, logs), env)
     return Step(

@@ -64,7 +64,7 @@ def arguments(nodes: Sequence[str], gpus: int, command: Sequence[str]) -> list[s
         "--overlap",
         "--mem=0",
         "--kill-on-bad-exit=0",
-        "--job-name=preflight",
+        f"--job-name={slurm.LOOKING}",
         *([f"--gpus-per-node={gpus}"] if gpus else []),
         *command,
     ]
@@ -143,7 +143,7 @@ def _end(job_id: str, running: Sequence[subprocess.Popen[bytes]]) -> None:
     left = [process for process in running if process.poll() is None]
     if left:
         with contextlib.suppress(ClusterError, OSError):
-            for step in slurm.steps_of(job_id):  # not waited for: scancel waits in turn for nodes that are gone
+            for step in slurm.looking_steps(job_id):  # not waited for: scancel waits in turn for nodes that are gone
                 subprocess.Popen(
                     ["scancel", "--signal=KILL", step],
                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,

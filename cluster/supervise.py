@@ -141,7 +141,7 @@ class Supervisor:
         except NoPlace as error:
             self.record("no place", words=str(error))
             return Decision(Action.HAND_OVER, str(error))
-        silent = self._watch(started, began)
+        silent = self._watch(started, time.monotonic())  # the look at the nodes is no rank's silence
         ended = self._number()
         if silent is not None:
             cause = silent

@@ -19,8 +19,8 @@ SLOW_WRITE_S = 10.0
 _COMPARED = ("python", "torch", "deepspeed", "numpy", "triton", "driver", "operstate", "mtu", "speed")
 _HARMLESS = ("memory", "ranks", "versions")
 """Checks whose own failure says nothing of the node."""
-_SHARED = ("run", "data")
-"""Checks of what all nodes see alike."""
+_SHARED = ("run", "data", "interface", "gpus")
+"""Checks of what all nodes see alike, and of what the config may have wrong for all."""
 _EXPLAINED = {
     "driver": "the GPU driver",
     "operstate": "the interface's state",
@@ -52,6 +52,8 @@ class Finding:
     words: str
     fatal: bool
     """Whether the node is left out; else it is only used when there are too few others."""
+    certain: bool = True
+    """Whether it is known to be this node's fault, so that other runs should keep off it too."""
 
 
 @dataclass
@@ -69,13 +71,18 @@ class Verdict:
         return "bad" if any(f.fatal for f in self.findings) else "poor" if self.findings else "good"
 
     @property
+    def guilty(self) -> bool:
+        """Whether it is left out for a fault that is certainly its own."""
+        return any(finding.fatal and finding.certain for finding in self.findings)
+
+    @property
     def words(self) -> str:
         """All findings in one line."""
         return "; ".join(finding.words for finding in self.findings)
 
-    def add(self, check: str, words: str, fatal: bool = False) -> None:
+    def add(self, check: str, words: str, fatal: bool = False, certain: bool = True) -> None:
         """A further finding."""
-        self.findings.append(Finding(check, words, fatal))
+        self.findings.append(Finding(check, words, fatal, certain))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -179,7 +186,7 @@ def _interface(verdict: Verdict, line: Line, need: Need) -> None:
 def _gpus(verdict: Verdict, line: Line, need: Need) -> None:
     verdict.figures["gpus"] = {k: line[k] for k in ("count", "kinds", "driver", "hottest")}
     for fatal, words in line["defects"]:
-        verdict.add("gpus", words, fatal=fatal)
+        verdict.add("gpu", words, fatal=fatal)
 
 
 _JUDGES: dict[str, Callable[[Verdict, Line, Need], None]] = {

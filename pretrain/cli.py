@@ -20,6 +20,7 @@ from pretrain.cli_check import cordon_app, doctor
 from pretrain.cli_cluster import cancel, launch, logs
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
+from pretrain.cli_plan import plan
 from pretrain.cli_status import status
 from pretrain.errors import (
     EXIT_BAD_INPUT,
@@ -45,6 +46,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(cordon_app, name="cordon")
 for command_of_cluster in (launch, status, logs, cancel, doctor):
     app.command()(command_of_cluster)
+app.command()(plan)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
@@ -104,6 +106,10 @@ def train(
     supervised: Annotated[
         bool, typer.Option("--supervise", help="Start the ranks again until the run is done, whatever they die of.")
     ] = False,
+    hosts: Annotated[
+        Path | None, typer.Option(help="--supervise: a file with one host a line; run the same command on each.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="--hosts: which of them this is, if not the host's name.")] = None,
 ) -> None:
     """Train a run, or go on with it: alone, with --ranks, under torchrun or under srun."""
     from pretrain import config_file
@@ -111,6 +117,10 @@ def train(
     overrides = [*(overrides or ()), *(["train.deterministic=true"] if deterministic else [])]
     resolved = config_file.load(config, overrides)
     command = [sys.executable, "-m", "pretrain.cli", "train", str(config), *overrides]
+    if hosts is not None or host is not None:
+        from pretrain.cli_hosts import supervise_on_hosts
+
+        raise typer.Exit(supervise_on_hosts(resolved, command, ranks, supervised, hosts, host))
     if supervised:
         from pretrain.cli_cluster import supervise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,19 +96,20 @@ def show_note(where: Where, node: Node) -> None:
 
 def _open(where: Path) -> Cordon:
     """The list of a run as it was launched, of a config, or in this file."""
-    from cluster.cordon import FILE, Cordon
+    from cluster.cordon import FILE, Cordon, of_job
+    from cluster.errors import ClusterError
+    from cluster.job import Job
 
     if where.is_dir():
         jobs = sorted((where / "launch").glob("*/job.json"))
-        if jobs:
-            told = json.loads(jobs[-1].read_text(encoding="utf-8")).get("preflight", {})
-            return Cordon(Path(told.get("cordon") or where / FILE))
-        return Cordon(where / FILE)
+        return of_job(Job.load(jobs[-1].parent)) if jobs else Cordon(where / FILE)
     if where.suffix in (".yaml", ".yml"):
         from pretrain import config_file
 
         config = config_file.load(where, [])
         return Cordon(Path(preflight_settings(config, config.run_dir.absolute())["cordon"]))
+    if not where.exists() and where.suffix != ".jsonl":
+        raise ClusterError(f"{where} is not there; give a run's folder, a config, or a list whose name ends in .jsonl.")
     return Cordon(where)
 
 

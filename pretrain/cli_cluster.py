@@ -80,6 +80,7 @@ def launch(
     (run / "logs").mkdir(exist_ok=True)
     job = _job(resolved, run, folder)
     root = Path(__file__).resolve().parents[1]
+    (folder / "environment.txt").write_text(_environment(), encoding="utf-8")
     freeze(folder, config_file.dump(resolved.model_copy(update={"run_dir": run})), [root / name for name in PACKAGES])
     job.save()
     (folder / SCRIPT).write_text(slurm.render(job), encoding="utf-8")
@@ -155,18 +156,31 @@ def _job(config: RunConfig, run: Path, folder: Path) -> Job:
     )
 
 
+def _environment() -> str:
+    """The interpreter and the packages that the launch sees, a line each."""
+    from importlib.metadata import distributions
+
+    found = {f"{one.name}=={one.version}" for one in distributions()}
+    return "\n".join([f"python=={sys.version.split()[0]}", *sorted(found)]) + "\n"
+
+
 def _warn(config: RunConfig, run: Path) -> None:
     """What Slurm's own settings mean for this run."""
     from cluster import slurm
     from cluster.run_files import save_seconds
 
-    save, wait = save_seconds(run), slurm.seconds(slurm.settings().get("KillWait", ""))
-    if save is not None and wait is not None and save > wait:
-        print(
-            f"warning: a checkpoint of this run took {save:.0f} s, and Slurm kills {wait:.0f} s after a cancellation "
-            "or a preemption (KillWait): what was trained since the last checkpoint is then lost; `pha cancel` waits.",
-            file=sys.stderr,
-        )
+    save = save_seconds(run)
+    waits = {
+        "KillWait, for a job that is cancelled": slurm.seconds(slurm.settings().get("KillWait", "")),
+        "GraceTime of the partition, for one that is preempted": slurm.grace_s(config.cluster.partition),
+    }
+    for name, wait in waits.items():
+        if save is not None and wait and save > wait:
+            print(
+                f"warning: a checkpoint of this run took {save:.0f} s, and Slurm waits {wait:.0f} s ({name}) before it "
+                "kills: what was trained since the last checkpoint may then be lost; `pha cancel` waits.",
+                file=sys.stderr,
+            )
     for name, path in config.data.paths.items():
         if isinstance(path, Path) and not path.exists():
             raise RunError(f"The dataset {name} ({path}) is not there; build it, or give its place in data.path.")

@@ -65,6 +65,10 @@ class ClusterConfig(Section):
     """Whether fewer nodes go on, as many as divide every global batch, when there are no spare ones left."""
     relaunches: int = Field(5, ge=0)
     """Starts in a row that may end without a new checkpoint."""
+    host_lost_s: float = Field(20.0, ge=5.0)
+    """With `pha train --hosts`: a host without a sign of life for so long is lost [s]."""
+    gather_s: float = Field(300.0, ge=0.0)
+    """With `pha train --hosts`: the first start waits so long for hosts that have not reported yet [s]."""
     successors: int = Field(100, ge=0)
     """Jobs that may follow the first one."""
     preflight: bool = True

@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,11 @@ from pretrain import config_file
 from pretrain.config import RunConfig
 from pretrain.errors import Busy, RunError
 from pretrain.files import write_atomic
+
+log = logging.getLogger(__name__)
+
+TAKE_OVER = "PHA_TAKE_OVER"
+"""The environment variable by which a supervisor says that whoever holds the run's lock is lost."""
 
 # Changing one of these would make the run's past and its future two different experiments.
 FROZEN = ("model", "train.seed", "train.objective", "train.init_from")
@@ -90,7 +97,7 @@ class RunDirectory:
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = folder / ".writable"
                 probe.touch()
-                probe.unlink()
+                probe.unlink(missing_ok=True)  # another host may be trying too
         except OSError as error:
             raise RunError(
                 f"Cannot write in the run directory ({error.filename}: {error.strerror}); "
@@ -107,12 +114,18 @@ class RunDirectory:
         """Inside, this process is the only one that runs this run (on file systems with flock).
 
         Raises Busy when another process does: two would overwrite each other's record and checkpoints. The
-        kernel releases the lock when a process dies, however it dies.
+        kernel releases the lock when a process dies, however it dies. Who has seen to it that an earlier start is over
+        or lost sets `TAKE_OVER`: what is left of it, on a node that is cut off, must not keep the run from going on,
+        and is kept out by the fence.
         """
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
+                if os.environ.get(TAKE_OVER):
+                    log.warning("An earlier start of %s still lives somewhere; it can publish nothing more.", self.path)
+                    yield
+                    return
                 raise Busy(
                     f"Another process is training the run {self.path}; wait until it has ended, or start a new run "
                     "with another run_dir."

@@ -26,6 +26,7 @@ COMPOSITION_ROOT = (
     "pretrain/cli_cluster.py",
     "pretrain/cli_status.py",
     "pretrain/cli_check.py",
+    "pretrain/cli_hosts.py",
 )
 # library → the only places that may import it
 OWNERS = {
@@ -42,8 +43,10 @@ LIGHT = (
     "pretrain/cli_cluster.py",
     "pretrain/cli_status.py",
     "pretrain/cli_check.py",
+    "pretrain/cli_hosts.py",
     "pretrain/cluster_config.py",
     "pretrain/cli_data.py",
+    "pretrain/cli_plan.py",
     "pretrain/config.py",
     "pretrain/errors.py",
     "cluster/slurm.py",

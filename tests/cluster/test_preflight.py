@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import time
@@ -84,6 +85,14 @@ def test_nodes_without_a_flaw_cost_two_steps(tmp_path):
     assert report.verdicts[0].figures["mb_s"] == 100.0 and report.verdicts[0].figures["gflops"] == 1
 
 
+def test_a_run_on_one_node_without_gpus_is_spared_the_sum(tmp_path):
+    one = dataclasses.replace(launched(tmp_path), nodes=1)
+    Preflight(one, "17", 1, ask=(cluster := Cluster())).look(NODES)
+    assert [program for program, *_ in cluster.asked] == ["cluster.node_probe"]
+    Preflight(dataclasses.replace(one, gpus_per_node=8), "17", 1, ask=(cluster := Cluster())).look(NODES[:1])
+    assert [program for program, *_ in cluster.asked][-1] == "pretrain.link_probe", "its GPUs have to compute"
+
+
 def test_a_silent_node_is_asked_again_by_itself_and_then_left_out(tmp_path):
     report = look(tmp_path, cluster := Cluster(silent=["n2"]))
     assert states(report) == {"n2": "bad"} and cluster.asked[1][1] == ["n2"]
@@ -124,6 +133,21 @@ def test_ranks_of_this_run_are_ended_and_others_named(tmp_path, monkeypatch):
     (ended,) = [question["end"] for _, _, question in cluster.asked if question.get("end")]
     assert ended == {"n0": [[11, 9], [14, 9]]}, "of an ended job, and of this one's earlier start; not of a live job"
     assert states(report) == {"n0": "poor"} and report.verdicts[0].words.startswith("process 12 is a rank of job 3")
+
+
+def test_by_hand_nothing_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "state_of", lambda job: "RUNNING")
+    rank = {"host": "n0", "check": "rank", "time": 1.0, "arrived": 1.0, "pid": 11, "began": 9, "job": "17"}
+    rank["config"] = f"{tmp_path}/launch/000001/config.yaml"
+    cluster = Cluster(lines={"n0": [*said("n0"), rank]})
+    report = Preflight(launched(tmp_path), "17", 1, ask=cluster, sweep=False).look(NODES)
+    assert states(report) == {} and not [question for _, _, question in cluster.asked if question.get("end")]
+
+
+def test_of_two_nodes_one_is_left_out_and_none_cordoned(tmp_path):
+    report = look(tmp_path, Cluster(links=[("n0", "n1")]), NODES[:2])
+    assert states(report) == {"n1": "bad"} and "cannot be told by whose fault" in report.verdicts[1].words
+    assert not report.verdicts[1].guilty
 
 
 def test_a_supervisor_that_is_asked_to_stop_judges_nobody(tmp_path):
@@ -170,7 +194,7 @@ def says(host, *checks):
 
 
 def test_who_answers_is_heard_and_who_does_not_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(slurm, "steps_of", lambda job: [])
+    monkeypatch.setattr(slurm, "looking_steps", lambda job: [])
     began = time.monotonic()
     text = f"{says('a', 'hello', 'end')}; echo noise; echo '[1]'; echo 'no node c' >&2; {says('b', 'hello')}; sleep 60"
     answers = steps.ask("7", [script(text)], ["a", "b"], has_ended, 30.0, grace_s=0.3)
@@ -179,7 +203,7 @@ def test_who_answers_is_heard_and_who_does_not_is_not_waited_for(monkeypatch):
 
 
 def test_the_limit_holds_where_nobody_answers_and_a_stop_is_heard(monkeypatch):
-    monkeypatch.setattr(slurm, "steps_of", lambda job: [])
+    monkeypatch.setattr(slurm, "looking_steps", lambda job: [])
     began = time.monotonic()
     assert steps.ask("7", [script("sleep 60")], ["a"], has_ended, 0.3).lines == {}
     assert steps.ask("7", [script("sleep 60")], ["a"], has_ended, 60.0, stop=lambda: True).lines == {}

@@ -34,6 +34,7 @@ def test_the_script_is_bash_and_says_what_was_asked_for():
     text = slurm.render(job())
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
     assert "#SBATCH --nodes=5\n#SBATCH --time=12:00:00\n" in text and "#SBATCH --signal=B:USR1@120\n" in text
+    assert "export PYTHONSAFEPATH=1\n" in text, "the checkout that it is launched from is not the code that it runs"
     assert "export HF_HOME='/data/a b'\n" in text and "export NCCL_SOCKET_IFNAME=ib0\n" in text
     assert text.endswith("exec /env/bin/python -m cluster.job_supervisor /runs/a/launch/000001\n")
 
@@ -71,13 +72,9 @@ def test_nodes_that_do_not_answer_are_left_out(tmp_path, monkeypatch):
     states = "n1 allocated\nn2 down*\nn3 allocated*\nn4 draining\nn5 mixed"
     stand_in(tmp_path, monkeypatch, "sinfo", f"printf '{states}\\n'")
     assert slurm.answering(["n1", "n2", "n3", "n4", "n5", "n6"]) == ["n1", "n4", "n5"]
-    stand_in(
-        tmp_path,
-        monkeypatch,
-        "squeue",
-        "printf '7.batch batch\\n7.0 ranks\\n7.extern extern\\n7.1 deputy\\n7.12 ranks\\n'",
-    )
-    assert slurm.steps_of("7") == ["7.0", "7.12"]
+    steps = "7.batch batch\\n7.0 ranks\\n7.1 preflight\\n7.2 deputy\\n7.extern extern\\n7.12 ranks\\n"
+    stand_in(tmp_path, monkeypatch, "squeue", f"printf '{steps}'")
+    assert slurm.steps_of("7") == ["7.0", "7.12"] and slurm.looking_steps("7") == ["7.1"]
 
 
 def test_what_slurm_refuses_is_told_in_its_own_words(tmp_path, monkeypatch):
@@ -198,3 +195,15 @@ def test_a_node_that_is_silent_for_a_moment_is_waited_for_where_it_is_needed(mon
     clock = told_in_turn(monkeypatch, silent.replace("mixed*", "down*"))
     assert slurm.answering(["n1", "n2", "n3"], 3, passes(clock)) == ["n1"] and clock[0] == 0.0, "the lost never answer"
     assert slurm.answering([], 3) == []
+
+
+@pytest.mark.parametrize(("partition", "seconds"), [(None, 30.0), ("long", 0.0), ("bare", None)])
+def test_a_partitions_grace(tmp_path, monkeypatch, partition, seconds):
+    lines = {
+        None: "PartitionName=main Default=YES GraceTime=30 Hidden=NO",
+        "long": "PartitionName=long Default=NO GraceTime=0 Hidden=NO",
+        "bare": "PartitionName=bare Default=NO",
+    }
+    shown = [lines[partition]] if partition else list(lines.values())
+    monkeypatch.setattr(slurm, "command", lambda arguments: "\n".join(reversed(shown)))
+    assert slurm.grace_s(partition) == seconds

@@ -353,3 +353,41 @@ def test_a_supervisor_that_stood_still_blames_nobody_for_it(tmp_path, monkeypatc
     world = World(tmp_path, monkeypatch, suspended)
     assert world.supervisor().supervise() == 0
     assert world.killed == []
+
+
+def test_what_goes_before_the_ranks_is_no_silence_of_theirs(tmp_path, monkeypatch):
+    def quiet(world):
+        for _ in range(200):
+            yield
+        world.leave("done")
+        world.leave("done", rank=1)
+        return 0
+
+    world = World(tmp_path, monkeypatch, quiet)
+    start = world.start
+
+    def after_a_look():
+        world.now += 50.0  # of the 60 s that ranks have to give a sign of life
+        return start()
+
+    world.start = after_a_look
+    assert world.supervisor().supervise() == 0 and world.starts == 1
+
+
+def test_a_straggler_is_recorded_once_a_start(tmp_path, monkeypatch):
+    def trains(world):
+        for step in range(20):
+            for rank, own in ((0, 0.1), (1, 0.4)):
+                world.beat(rank, step)
+                path = world.folder / "heartbeats" / f"rank-{rank}.json"
+                path.write_text(json.dumps({**json.loads(path.read_text()), "compute_s": own}))
+            for _ in range(6):
+                yield
+        return 1
+
+    heard = []
+    world = World(tmp_path, monkeypatch, trains, trains, ends("done", 0))
+    assert world.supervisor(straggles=heard.append).supervise() == 0
+    recorded = [e for e in events(tmp_path) if e["event"] == "straggler"]
+    assert [(e["start"], e["rank"], e["host"]) for e in recorded] == [(1, 1, "n1"), (2, 1, "n1")]
+    assert [one.rank for one in heard] == [1, 1] and "4.00 times the median" in recorded[0]["words"]

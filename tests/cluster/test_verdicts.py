@@ -101,6 +101,8 @@ def test_what_all_nodes_have_is_no_nodes_defect():
     assert [v.state for v in judged(said("x", run=full), said("y", run=full)).values()] == ["poor", "poor"]
     assert [v.state for v in judged(said("x", run=full)).values()] == ["poor"], "the folder is everybody's"
     assert [v.state for v in judged(said("x", tmp=full)).values()] == ["bad"], "its own disk is a node's"
+    absent = {"error": "OSError: [Errno 19] No such device"}
+    assert [v.state for v in judged(said("x", interface=absent)).values()] == ["poor"], "perhaps the config is wrong"
     assert [v.state for v in judged(said("x", run=full), [], said("y", run=full)).values()] == ["poor", "bad", "poor"]
     assert [v.state for v in judged(said("x", run=full), *others()).values()] == ["bad", "good", "good"]
 

@@ -88,3 +88,11 @@ def test_a_run_is_trained_by_one_process_at_a_time(directory):
         pass
     with directory.locked():
         pass
+
+
+def test_a_supervisor_that_knows_the_other_one_lost_takes_its_place(tmp_path, monkeypatch, caplog):
+    (directory := RunDirectory(tmp_path / "run")).create()
+    with directory.locked():
+        monkeypatch.setenv("PHA_TAKE_OVER", "1")
+        with directory.locked():
+            assert "can publish nothing more" in caplog.text

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -99,6 +100,10 @@ def _old_one_left(scene: Scene) -> str:
     return "" if kind == "overtaken" else f"the old rank left as {kind}"
 
 
+def _killed(scene: Scene) -> str:
+    return "" if len(scene.starts) > 1 else "nothing was killed: nothing was tried"
+
+
 def _one_start(scene: Scene) -> str:
     return "" if len(scene.starts) == 1 else "it was started again, for nothing"
 
@@ -117,7 +122,7 @@ DRILLS = (
     Drill("scancel --signal=USR1", faults.signalled_job),
     Drill("the time limit (1:30) comes", faults.nothing, settings=("cluster.time=1:30", "cluster.lead_s=20")),
     Drill("preempted by a partition of higher priority", faults.preempted_job),
-    Drill("a node's memory is used up", faults.used_up_memory),
+    Drill("a node's memory is used up", faults.used_up_memory, check=_killed),
     Drill("a node's /dev/shm is full when a rank is killed", faults.full_disk, check=_changed_node),
     Drill(
         "a node fails the pre-flight", faults.nothing, before=lambda: faults.fill("n2"), check=_left_out("n2")
@@ -135,6 +140,7 @@ DRILLS = (
 def drill(one: Drill, folder: Path) -> Result:
     """Brings a cluster up, does it, and looks at what came of it."""
     run = folder / one.name.translate({ord(c): "-" for c in " /:,()'="})
+    shutil.rmtree(run, ignore_errors=True)  # of a try that failed, or was broken off
     scene, result = Scene(run), Result(one.name)
     bed.up()
     try:

@@ -15,11 +15,11 @@ from tests.slurm import bed
 
 PATIENCE_S = 240.0
 HOG = (
-    "import os,time;open('/proc/self/oom_score_adj','w').write('-1000');"
-    "open('{group}/cgroup.procs','w').write(str(os.getpid()));"
+    "import os,pathlib as p;p.Path('{group}/cgroup.procs').write_text(str(os.getpid()));"
+    "p.Path('/proc/{pid}/oom_score_adj').write_text('1000');"
     "a=[bytearray(b'x'*(64<<20)) for _ in range(200)]"
 )
-"""Uses up the memory of the cgroup that it moves into; the kernel then ends another one there."""
+"""Uses up the memory of the cgroup that it moves into, where the kernel then ends the rank first."""
 
 
 @dataclass
@@ -138,7 +138,7 @@ def used_up_memory(scene: Scene) -> None:
     node, pid = scene.node(1), scene.pid(1)
     places = bed.enter(node, "cat", f"/proc/{pid}/cgroup", capture_output=True).stdout.splitlines()
     inside = next(line.split(":")[2] for line in places if ":memory:" in line)
-    hog = HOG.format(group=f"/sys/fs/cgroup/memory{inside}")
+    hog = HOG.format(group=f"/sys/fs/cgroup/memory{inside}", pid=pid)
     scene.happens()
     bed.enter(node, "timeout", "20", "python3", "-c", hog, capture_output=True)
 
