@@ -200,8 +200,8 @@ _LOST = ("down", "fail", "not_resp", "unk", "power", "reboot")
 
 
 SETTLE_S = 30.0
-"""So long a node may be silent without being lost: Slurm asks nodes by way of each other, and one that is gone makes
-others silent for some seconds (seen with 32 nodes)."""
+"""So long a node may be silent without being lost: after a node had crashed, Slurm showed healthy ones as silent for ten
+seconds (seen with 32 nodes; most likely because it asks nodes by way of each other)."""
 
 
 def answering(nodes: Sequence[str], wanted: int = 0, sleep: Callable[[float], None] = time.sleep) -> list[str]:

@@ -183,7 +183,7 @@ def passes(clock):
 
 
 def test_a_node_that_is_silent_for_a_moment_is_waited_for_where_it_is_needed(monkeypatch):
-    """Slurm asks nodes by way of each other: one that is down makes healthy ones behind it silent for some seconds."""
+    """After a node has crashed, Slurm shows healthy ones as silent for some seconds (docs/scale.md)."""
     silent, well = "n1 mixed\nn2 mixed*\nn3 down*\n", "n1 mixed\nn2 mixed\nn3 down*\n"
     clock = told_in_turn(monkeypatch, silent, silent, well)
     assert slurm.answering(["n1", "n2", "n3"], 2, passes(clock)) == ["n1", "n2"] and clock[0] == 4.0
