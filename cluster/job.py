@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,3 +95,17 @@ def largest_world(nodes: int, ranks_per_node: int, batches: Iterable[int]) -> in
     sizes = list(batches)
     fitting = (n for n in range(nodes, 0, -1) if all(size % (n * ranks_per_node) == 0 for size in sizes))
     return next(fitting, 0)
+
+
+def place(job: Job, held: Sequence[str], good: Sequence[str]) -> list[str]:
+    """The nodes that a start of the job uses, in the order of `held`; empty where there are too few.
+
+    Args:
+        held: the allocation's, in Slurm's order, which ranks follow.
+        good: those of them that can be used, the best first.
+    """
+    count = min(job.nodes, len(good))
+    if count < job.nodes:
+        count = largest_world(count, job.ranks_per_node, job.batches) if job.elastic else 0
+    chosen = set(good[:count])
+    return [node for node in held if node in chosen]

@@ -20,8 +20,8 @@ from cluster import slurm
 from cluster.deputy import COUNT, Pulse, arguments
 from cluster.errors import ClusterError
 from cluster.health import Health
-from cluster.job import Job, largest_world
-from cluster.policy import Action, Budget, Cause, Decision
+from cluster.job import Job, place
+from cluster.policy import BLAMED, Action, Budget, Cause, Decision
 from cluster.run_files import STOP, newest_start, save_seconds
 from cluster.step import Step, begin
 from cluster.successor import Successor
@@ -135,27 +135,21 @@ class JobSupervisor:
 
     def _choose(self) -> list[str]:
         held = slurm.nodes_of(self.job_id)
-        good = self.health.best_first(slurm.answering(held), self.blamed)
-        count = min(self.job.nodes, len(good))
-        if count < self.job.nodes and self.job.elastic:
-            count = largest_world(count, self.job.ranks_per_node, self.job.batches)
-        elif count < self.job.nodes:
-            count = 0
-        if count == 0:
-            lost = [node for node in held if node not in good]
-            self.blamed += [node for node in lost if node not in self.blamed]
-            raise NoPlace(
-                f"{len(good)} of the allocation's nodes can be used ({', '.join(lost) or 'none'} lost or left out), "
-                f"and the run needs {self.job.nodes}."
-            )
-        chosen = set(good[:count])
-        return [node for node in held if node in chosen]  # in Slurm's order: ranks follow it
+        good = self.health.best_first(slurm.answering(held, self.job.nodes), self.blamed)
+        if chosen := place(self.job, held, good):
+            return chosen
+        lost = [node for node in held if node not in good]
+        self.blamed += [node for node in lost if node not in self.blamed]
+        raise NoPlace(
+            f"{len(good)} of the allocation's nodes can be used ({', '.join(lost) or 'none'} lost or left out), "
+            f"and the run needs {self.job.nodes}."
+        )
 
     def _judged(self, cause: Cause, decision: Decision) -> None:
         """A node whose rank was silent, or that is lost, is the last choice from now on."""
         self._overtaken = cause.kind == "overtaken"
         self.health.heard(cause)
-        if decision.action is Action.RELAUNCH and cause.kind in ("silent", "hang") and cause.host in self.used:
+        if decision.action is Action.RELAUNCH and cause.kind in BLAMED and cause.host in self.used:
             self.blamed.append(cause.host)
 
     def _port(self, head: str, number: int) -> int:

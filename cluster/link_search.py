@@ -11,7 +11,7 @@ bits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 Test = Callable[[list[list[str]]], list[bool]]
@@ -173,16 +173,14 @@ class _Search:
         return [node for node in self.nodes if node not in out]
 
 
-def _pairings(nodes: list[str]) -> itertools.chain[list[Pair]]:
+def _pairings(nodes: list[str]) -> Iterator[list[Pair]]:
     """All ways to pair the nodes off so that no pair comes twice; of an odd number one is left alone each time."""
     ring: list[str | None] = [*nodes, *([None] if len(nodes) % 2 else [])]
-    rounds = []
     for _ in range(len(ring) - 1):
         half = len(ring) // 2
         pairs = zip(ring[:half], reversed(ring[half:]), strict=True)
-        rounds.append([(a, b) for a, b in pairs if a is not None and b is not None])
+        yield [(a, b) for a, b in pairs if a is not None and b is not None]
         ring = [ring[0], ring[-1], *ring[1:-1]]
-    return itertools.chain(rounds)
 
 
 def _match(pending: list[str], trusted: list[str], strikes: dict[str, list[str]]) -> list[Pair]:

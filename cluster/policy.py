@@ -60,6 +60,9 @@ TABLE = {
     "failed": Action.RELAUNCH,
 }
 
+BLAMED = ("silent", "hang")
+"""Kinds of which the node where it happened is the last choice from then on."""
+
 _LAST = ("peer lost", "stopped", "done")
 """Kinds that follow from something else where there is something else."""
 

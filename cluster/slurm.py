@@ -199,16 +199,34 @@ def nodes_of(job_id: str) -> list[str]:
 _LOST = ("down", "fail", "not_resp", "unk", "power", "reboot")
 
 
-def answering(nodes: Sequence[str]) -> list[str]:
-    """Of these nodes the ones that Slurm has not lost; draining ones go on for the job that has them."""
-    if not nodes:
-        return []
+SETTLE_S = 30.0
+"""So long a node may be silent without being lost: Slurm asks nodes by way of each other, and one that is gone makes
+others silent for some seconds (seen with 32 nodes)."""
+
+
+def answering(nodes: Sequence[str], wanted: int = 0, sleep: Callable[[float], None] = time.sleep) -> list[str]:
+    """Of these nodes the ones that Slurm has not lost; draining ones go on for the job that has them.
+
+    Where fewer than `wanted` answer, those that are silent but not given up yet are waited for, up to `SETTLE_S`.
+    """
+    deadline = time.monotonic() + SETTLE_S
+    while nodes:
+        well, silent = _by_answer(nodes)
+        if len(well) >= wanted or not silent or time.monotonic() > deadline:
+            return well
+        sleep(2.0)
+    return []
+
+
+def _by_answer(nodes: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(Those that answer, those that do not at the moment); lost ones are in neither."""
     told = patiently(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "--format=%N %T"])
     states: dict[str, str] = {}
     for line in told.splitlines():
         name, _, state = line.strip().partition(" ")
         states[name] = state.lower()
-    return [n for n in nodes if not states.get(n, "unk").endswith("*") and not states.get(n, "unk").startswith(_LOST)]
+    left = [n for n in nodes if not states.get(n, "unk").startswith(_LOST)]
+    return [n for n in left if not states[n].endswith("*")], [n for n in left if states[n].endswith("*")]
 
 
 RANKS, LOOKING = "ranks", "preflight"

@@ -17,7 +17,7 @@ ALLOWED = {
     "data_pipeline": {"data_pipeline"},
     "pretrain": {"pretrain", "model", "data_pipeline"},
     "cluster": {"cluster"},
-    "benchmarks": {"benchmarks", "pretrain", "model", "data_pipeline"},
+    "benchmarks": {"benchmarks", "pretrain", "model", "data_pipeline", "cluster"},
 }
 COMPOSITION_ROOT = (
     "pretrain/cli.py",

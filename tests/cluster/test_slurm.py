@@ -177,3 +177,33 @@ def test_a_partitions_grace(tmp_path, monkeypatch, partition, seconds):
     shown = [lines[partition]] if partition else list(lines.values())
     monkeypatch.setattr(slurm, "command", lambda arguments: "\n".join(reversed(shown)))
     assert slurm.grace_s(partition) == seconds
+
+
+def told_in_turn(monkeypatch, *states):
+    """What sinfo says of n1 to n3, each time it is asked, the last one for ever. Returns a clock that stands still."""
+    clock, answers = [0.0], list(states)
+    monkeypatch.setattr(slurm.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(slurm, "patiently", lambda _: answers.pop(0) if len(answers) > 1 else answers[0])
+    return clock
+
+
+def passes(clock):
+    def sleep(seconds):
+        clock[0] += seconds
+
+    return sleep
+
+
+def test_a_node_that_is_silent_for_a_moment_is_waited_for_where_it_is_needed(monkeypatch):
+    """Slurm asks nodes by way of each other: one that is down makes healthy ones behind it silent for some seconds."""
+    silent, well = "n1 mixed\nn2 mixed*\nn3 down*\n", "n1 mixed\nn2 mixed\nn3 down*\n"
+    clock = told_in_turn(monkeypatch, silent, silent, well)
+    assert slurm.answering(["n1", "n2", "n3"], 2, passes(clock)) == ["n1", "n2"] and clock[0] == 4.0
+    clock = told_in_turn(monkeypatch, silent)
+    assert slurm.answering(["n1", "n2", "n3"], 1, passes(clock)) == ["n1"] and clock[0] == 0.0, "there are enough"
+    clock = told_in_turn(monkeypatch, silent)
+    assert slurm.answering(["n1", "n2", "n3"], 2, passes(clock)) == ["n1"]
+    assert slurm.SETTLE_S < clock[0] <= slurm.SETTLE_S + 2.0
+    clock = told_in_turn(monkeypatch, silent.replace("mixed*", "down*"))
+    assert slurm.answering(["n1", "n2", "n3"], 3, passes(clock)) == ["n1"] and clock[0] == 0.0, "the lost never answer"
+    assert slurm.answering([], 3) == []
