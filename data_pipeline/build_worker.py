@@ -10,7 +10,8 @@ import sys
 import threading
 from typing import Any, TextIO
 
-from data_pipeline.build_pool import Task, plan_of, run_task
+from data_pipeline.build_plan import Task
+from data_pipeline.build_pool import plan_of, run_task
 from data_pipeline.errors import DataError, Interrupted
 
 

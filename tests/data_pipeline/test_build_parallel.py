@@ -178,7 +178,7 @@ def test_changed_settings_start_anew_with_a_sentence(tmp_path, make, expected, m
         raise _Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_pipeline.build.make_layout", stop)
+        patch.setattr("data_pipeline.build_stages.make_layout", stop)
         with pytest.raises(_Stopped):
             build(make(tmp_path / "d", salt=7), progress=False)
     build(make(tmp_path / "d"), progress=True)
@@ -208,12 +208,12 @@ def test_a_worker_that_dies_is_named_and_the_work_kept(tmp_path, make, expected,
     give = Pool._give
     given = []
 
-    def kill(self, process, waiting, doing):
-        given.append(waiting[-1:])
+    def kill(self, process, task, doing, feed):
+        given.append(task)
         if len(given) == 5:
             process.kill()
             process.wait()
-        give(self, process, waiting, doing)
+        give(self, process, task, doing, feed)
 
     with monkeypatch.context() as patch:
         patch.setattr(Pool, "_give", kill)
