@@ -57,17 +57,17 @@ def build(config: BuildConfig, progress: bool = True, workers: int = 1, finish: 
     """
     fingerprint = fingerprint_of(config)
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
-        _check_finished(config.output, fingerprint)
+        check_finished(config.output, fingerprint)
         return Dataset.open(config.output)
     plan = make_plan(config, fingerprint)
     shown = BuildProgress(progress)
     try:
         with locked(plan.directory, "alone"):
-            _begin(plan, shown, anew=not finish)
+            begin(plan, shown, anew=not finish)
             with Pool(plan, workers) as pool:
                 _run(Stages(plan, shown, pool), fingerprint, finish)
     except OSError as error:
-        raise _explain(error, config.output) from error
+        raise explain(error, config.output) from error
     return Dataset.open(config.output)
 
 
@@ -84,20 +84,42 @@ def build_part(config: BuildConfig, part: int, parts: int, progress: bool = True
         raise DataError(f"part {part}/{parts} does not exist: parts are 1/{parts} to {parts}/{parts}.")
     fingerprint = fingerprint_of(config)
     if config.output.exists():
-        _check_finished(config.output, fingerprint)
+        check_finished(config.output, fingerprint)
         return True
     plan = make_plan(config, fingerprint)
     try:
         with locked(plan.directory, "shared"):
             shown = BuildProgress(progress)
-            _begin(plan, shown, anew=False)
+            begin(plan, shown, anew=False)
             with Pool(plan, workers) as pool:
                 return Stages(plan, shown, pool).share(part - 1, parts)
     except OSError as error:
-        raise _explain(error, config.output) from error
+        raise explain(error, config.output) from error
 
 
-def _check_finished(output: Path, fingerprint: str) -> None:
+def prepare(config: BuildConfig, progress: bool = True) -> str | None:
+    """Plan a build that others will do (:mod:`data_pipeline.build_array`), and leave the plan in the work directory.
+
+    What is there of the same build stays, and is gone on from. Returns the fingerprint; None if all is built already.
+
+    Raises:
+        DataError: like :func:`build`.
+    """
+    fingerprint = fingerprint_of(config)
+    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
+        check_finished(config.output, fingerprint)
+        return None
+    plan = make_plan(config, fingerprint)
+    try:
+        with locked(plan.directory, "alone", where_possible=True):
+            begin(plan, BuildProgress(progress), anew=True)
+    except OSError as error:
+        raise explain(error, config.output) from error
+    return fingerprint
+
+
+def check_finished(output: Path, fingerprint: str) -> None:
+    """Raises DataError unless `output` is the dataset of this fingerprint; tidies up what a kill has left beside it."""
     try:
         recorded = json.loads((output / BUILD_FILE).read_text(encoding="utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -109,11 +131,11 @@ def _check_finished(output: Path, fingerprint: str) -> None:
         )
     leftover = work_directory(output)
     if leftover.exists():  # killed between the last rename and the tidying up
-        with locked(leftover, "alone"):
+        with locked(leftover, "alone", where_possible=True):
             shutil.rmtree(leftover)
 
 
-def _begin(plan: Plan, progress: BuildProgress, anew: bool) -> None:
+def begin(plan: Plan, progress: BuildProgress, anew: bool) -> None:
     """Make the work directory the plan's: new, continued, or (if `anew`) emptied of another configuration's work."""
     recorded = recorded_plan(plan.directory)
     if recorded is None and not anew and (plan.directory / PLAN_FILE).exists():
@@ -148,7 +170,8 @@ def _run(work: Stages, fingerprint: str, finish: bool) -> None:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def _explain(error: OSError, output: Path) -> DataError:
+def explain(error: OSError, output: Path) -> DataError:
+    """An error of the disk as a sentence."""
     work = work_directory(output)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(

@@ -22,6 +22,8 @@ from data_pipeline.encode import encode_range, make_overlaps, make_tokenizer
 from data_pipeline.errors import DataError, Interrupted
 from data_pipeline.layout import write_shard
 from data_pipeline.progress import Advance
+from data_pipeline.schema import BUILD_FILE
+from data_pipeline.shards import shard_name
 from data_pipeline.spool import spool_part
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -60,8 +62,26 @@ def _run_single(plan: Plan, stage: str, argument: str | int) -> tuple[int, int]:
     return seen[0], seen[1]
 
 
+def result_of(plan: Plan, task: Task) -> Path:
+    """What is there once a task is done, and never before."""
+    stage, *arguments = task
+    places = {
+        "spool": lambda: plan.result("spool", arguments[0]),
+        "encode": lambda: plan.result("encoded", arguments[0]),
+        "shard": lambda: plan.result("shards", shard_name(arguments[0], arguments[1])),
+        "overlaps": lambda: plan.result("overlaps", "found"),
+        "tokenizer": lambda: plan.result("tokenizer", "model"),
+        "layout": lambda: plan.result("layout", "splits"),
+        "publish": lambda: plan.config.output / BUILD_FILE,
+    }
+    return places[stage]()
+
+
 class Feed(Protocol):
     """Where a pool gets its tasks from."""
+
+    def look(self) -> None:
+        """Called again and again; what it raises ends the pool's work."""
 
     def take(self) -> Task | None:
         """The next task; None if there is none at the moment, or none any more."""
@@ -80,7 +100,7 @@ class Pool:
     """Does the tasks of one build after another; a context manager. Worker processes start when they are needed."""
 
     def __init__(self, plan: Plan, workers: int) -> None:
-        self._plan, self._workers = plan, workers
+        self.plan, self._workers = plan, workers
         self._processes: list[subprocess.Popen[str]] = []
         self._selector = selectors.DefaultSelector()
 
@@ -93,7 +113,7 @@ class Pool:
         """
         if self._workers == 1 or len(tasks) <= 1:
             for task in tasks:
-                advance(*run_task(self._plan, task))
+                advance(*run_task(self.plan, task))
             return
         self.work(_Listed(tasks, advance))
 
@@ -106,6 +126,7 @@ class Pool:
         """
         doing: dict[int, Task] = {}
         while True:
+            feed.look()
             while len(doing) < self._workers and (task := feed.take()) is not None:
                 self._give(self._idle(doing), task, doing, feed)
             if doing:
@@ -132,7 +153,7 @@ class Pool:
                 return process
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         process = subprocess.Popen(
-            [sys.executable, "-m", "data_pipeline.build_worker", str(self._plan.directory.resolve())],
+            [sys.executable, "-m", "data_pipeline.build_worker", str(self.plan.directory.resolve())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
@@ -173,7 +194,7 @@ class Pool:
         self._end(process)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         error = WorkerDied(
-            f"a worker of {self._plan.config.output} {how} at the task {' '.join(map(str, task))}: start the build "
+            f"a worker of {self.plan.config.output} {how} at the task {' '.join(map(str, task))}: start the build "
             "again to go on from its finished parts, with fewer workers if memory was short."
         )
         feed.failed(task, error)
@@ -197,6 +218,9 @@ class _Listed:
 
     def __init__(self, tasks: list[Task], advance: Advance) -> None:
         self._waiting, self._advance = tasks[::-1], advance
+
+    def look(self) -> None:
+        return
 
     def take(self) -> Task | None:
         return self._waiting.pop() if self._waiting else None

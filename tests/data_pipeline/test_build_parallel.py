@@ -127,7 +127,7 @@ def test_a_build_continues_from_any_task(tmp_path, make, expected, monkeypatch, 
             if len(done) == after:
                 raise _Stopped
             done.append(task)
-            advance(*run_task(self._plan, task))
+            advance(*run_task(self.plan, task))
 
     with monkeypatch.context() as patch:
         patch.setattr(Pool, "run", stop)
