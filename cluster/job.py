@@ -43,6 +43,8 @@ class Job:
     """Phase of a heartbeat → seconds until it is no sign of life any more; `` is any other phase."""
     relaunches: int
     successors: int
+    launcher: str = "srun"
+    """`srun` starts every rank itself, `torchrun` one agent a node that does."""
 
     @property
     def ranks(self) -> int:

@@ -17,60 +17,21 @@ import time
 from pathlib import Path
 
 from cluster import slurm
+from cluster.deputy import COUNT, Pulse, arguments
 from cluster.errors import ClusterError
-from cluster.job import CONFIG, Job, largest_world
+from cluster.job import Job, largest_world
 from cluster.policy import Action, Budget, Cause, Decision
 from cluster.run_files import STOP, newest_start, save_seconds
+from cluster.step import Step, begin
 from cluster.successor import Successor
 from cluster.supervise import HANDED_OVER, Limits, NoPlace, Supervisor
 
-LEAVE_S = 5.0
-"""So long srun may take to end when its ranks are gone; on a lost node it would wait for much longer."""
 MARGIN_S = 30.0
 """For the ranks to come to the end of a step, and to leave."""
 LEAD_AGE_S = 60.0
 """Seconds until the run's records are read again for what a checkpoint takes."""
 PORTS = (20_000, 20_000)
 """The first one and how many."""
-
-
-class Step:
-    """The ranks of one start: one step of the job."""
-
-    def __init__(self, job_id: str, arguments: list[str], env: dict[str, str]) -> None:
-        """Starts srun."""
-        self._job_id = job_id
-        # In a session of its own: what Slurm sends to the batch step goes to the supervisor, which decides.
-        self._srun = subprocess.Popen(arguments, env={**os.environ, **env}, start_new_session=True)
-
-    def poll(self) -> int | None:
-        """srun's exit code, or None while it runs."""
-        return self._srun.poll()
-
-    def signal(self, number: int) -> bool:
-        """To every rank, through Slurm: what srun itself is sent may end it first. False before there is a step."""
-        name = "TERM" if number in (signal.SIGTERM, signal.SIGINT) else signal.Signals(number).name[3:]
-        return bool(self._to_all(name))
-
-    def kill(self) -> None:
-        """Ends the step on every node that answers, and srun, which would wait for those that do not."""
-        sent = self._to_all("KILL")
-        try:
-            self._srun.wait(LEAVE_S)
-        except subprocess.TimeoutExpired:
-            self._srun.kill()
-            self._srun.wait()
-        for one in sent:
-            one.poll()
-
-    def _to_all(self, name: str) -> list[subprocess.Popen[bytes]]:
-        """Not waited for: scancel waits in turn for nodes that are gone."""
-        try:
-            steps = slurm.steps_of(self._job_id)
-            return [subprocess.Popen(["scancel", f"--signal={name}", step]) for step in steps]
-        except (ClusterError, OSError) as error:
-            print(f"job supervisor: {error}", file=sys.stderr, flush=True)
-            return []
 
 
 class JobSupervisor:
@@ -98,7 +59,9 @@ class JobSupervisor:
             self.supervisor.record("rest", words=words)
             return 0
         self.successor.stand()
-        code = self.supervisor.supervise()
+        with Pulse(Path(self.job.folder), self.job_id):
+            self._appoint()
+            code = self.supervisor.supervise()
         if code != HANDED_OVER:
             if not self._overtaken:  # then the jobs are the other one's
                 self.successor.drop()
@@ -113,6 +76,12 @@ class JobSupervisor:
             return 1
         self.successor.avoid(self.blamed)
         return 0
+
+    def _appoint(self) -> None:
+        """Deputies on the last nodes, which are the spare ones where there are any."""
+        nodes = [node for node in slurm.nodes_of(self.job_id) if node != _this_node()][-COUNT:]
+        if nodes:
+            subprocess.Popen(arguments(self.job, self.job_id, nodes), start_new_session=True)
 
     def _wished(self, number: int) -> None:
         """The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
@@ -150,34 +119,9 @@ class JobSupervisor:
         nodes = self._choose()
         self.used, self.supervisor.ranks = nodes, len(nodes) * self.job.ranks_per_node
         number = newest_start(self.run) + 1
-        logs = self.run / "logs" / f"start-{number:06d}"
-        logs.mkdir(parents=True, exist_ok=True)
         env = {"MASTER_ADDR": nodes[0], "MASTER_PORT": str(self._port(nodes[0], number))}
         self.supervisor.record("start", start=number, job=self.job_id, nodes=nodes, ranks=self.supervisor.ranks, **env)
-        return Step(self.job_id, self._srun(nodes, logs), env)
-
-    def _srun(self, nodes: list[str], logs: Path) -> list[str]:
-        job = self.job
-        arguments = [
-            "srun",
-            f"--nodes={len(nodes)}",
-            f"--ntasks={len(nodes) * job.ranks_per_node}",
-            f"--ntasks-per-node={job.ranks_per_node}",
-            f"--nodelist={','.join(nodes)}",
-            "--distribution=block",
-            "--kill-on-bad-exit=1",  # a rank that is gone takes the others with it
-            "--wait=60",  # ... also one that left with 0
-            # What a lost node's step still holds on Slurm's books must not keep the next one waiting.
-            "--overlap",
-            "--mem=0",
-            "--unbuffered",
-            f"--output={logs}/rank-%t.out",
-        ]
-        if job.gpus_per_node:
-            arguments.append(f"--gpus-per-node={job.gpus_per_node}")
-        if job.cpus_per_rank:
-            arguments.append(f"--cpus-per-task={job.cpus_per_rank}")  # not inherited from the job since 22.05
-        return [*arguments, job.python, "-m", "pretrain.cli", "train", str(Path(job.folder) / CONFIG)]
+        return begin(self.job, self.job_id, number, nodes, env)
 
     def _choose(self) -> list[str]:
         held = slurm.nodes_of(self.job_id)
@@ -209,7 +153,7 @@ class JobSupervisor:
         first, count = PORTS
         for attempt in range(100):
             port = first + (int(self.job_id) * 31 + number * 7 + attempt) % count
-            if head != os.environ.get("SLURMD_NODENAME", socket.gethostname()):
+            if head != _this_node():
                 return port
             with socket.socket() as probe:
                 try:
@@ -218,6 +162,10 @@ class JobSupervisor:
                     continue
                 return port
         raise ClusterError(f"No port from {first} on is free on {head}; end what holds them.")
+
+
+def _this_node() -> str:
+    return os.environ.get("SLURMD_NODENAME", socket.gethostname())
 
 
 def main() -> None:

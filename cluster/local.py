@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from cluster.errors import ClusterError
+from cluster.shield import die_with_parent
 
 GRACE_S = 20.0
 """How long the ranks may take to leave once one of them has left on request."""
@@ -97,10 +97,10 @@ class LocalJob:
     def _start(self, command: list[str], env: dict[str, str], rank: int) -> subprocess.Popen[bytes]:
         try:
             if rank == 0:
-                return subprocess.Popen(command, env=env, preexec_fn=_die_with_parent)
+                return subprocess.Popen(command, env=env, preexec_fn=die_with_parent)
             with self._file(rank).open("wb") as file:
                 return subprocess.Popen(
-                    command, env=env, stdout=file, stderr=subprocess.STDOUT, preexec_fn=_die_with_parent
+                    command, env=env, stdout=file, stderr=subprocess.STDOUT, preexec_fn=die_with_parent
                 )
         except OSError as error:
             self.kill()
@@ -159,12 +159,6 @@ class _Forwarding:
         # Ctrl-C on a terminal reaches the ranks by itself: they are in the same process group.
         if number != signal.SIGINT or not sys.stdin.isatty():
             self._job.signal(number)
-
-
-def _die_with_parent() -> None:
-    """Asks the kernel to kill this child when its parent dies (PR_SET_PDEATHSIG, Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _free_port() -> int:

@@ -25,10 +25,9 @@ def last_words(run: Path, lines: int, first_error: bool) -> Iterator[tuple[str, 
         yield _first_error(run, lines)
         return
     starts = sorted((run / "logs").glob("start-*"))
-    files = sorted(
-        (starts[-1] if starts else run / "logs").glob("rank-*"), key=lambda path: (len(path.name), path.name)
-    )
-    for path in files:
+    place = starts[-1] if starts else run / "logs"
+    files = list(place.glob("rank-*")) or list(place.glob("agent-*"))  # torchrun's, where it started no rank
+    for path in sorted(files, key=lambda path: (len(path.name), path.name)):
         yield str(path), _tail(path, lines)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,17 @@ def events(run: Path) -> list[dict[str, Any]]:
     path = run / EVENTS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return list(_objects(lines))
+
+
+def record(run: Path, event: str, **values: Any) -> None:
+    """Adds an event to them. A disk that is full must not end what keeps a run alive: then it is not recorded."""
+    line = json.dumps({"event": event, "time": time.time(), **values}) + "\n"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with (run / EVENTS).open("a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError:
+        return
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -192,10 +192,15 @@ def answering(nodes: Sequence[str]) -> list[str]:
     return [n for n in nodes if not states.get(n, "unk").endswith("*") and not states.get(n, "unk").startswith(_LOST)]
 
 
+RANKS = "ranks"
+"""The name of a step whose tasks train."""
+
+
 def steps_of(job_id: str) -> list[str]:
-    """The numbers of the job's running steps, `17.0`, those of srun only."""
-    told = patiently(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i"]).split()
-    return [step for step in told if re.fullmatch(r"\d+\.\d+", step)]
+    """The numbers, `17.0`, of the job's running steps that train."""
+    told = patiently(["squeue", "--noheader", "--steps", "--jobs", job_id, "--format=%i %j"]).splitlines()
+    found = (line.split(maxsplit=1) for line in told if line.strip())
+    return [step for step, *name in found if name == [RANKS] and re.fullmatch(r"\d+\.\d+", step)]
 
 
 LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING")

@@ -36,7 +36,8 @@ class Successor:
             earlier = str(followed[-1].get("after"))
             if [e.get("decision") for e in known if e.get("event") == "end"][-1:] == ["give up"]:
                 return f"Job {earlier} gave the run up before this one began."
-            if _was_cancelled(earlier):
+            lost = any(e.get("event") == "head lost" and e.get("job") == earlier for e in known)
+            if not lost and _was_cancelled(earlier):
                 return f"Job {earlier} was cancelled: nobody follows it."
             fruitless = 0
             for begun in reversed([e for e in known if e.get("event") == "job"]):

@@ -8,7 +8,6 @@ What it did and why is in `supervisor.jsonl`.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -22,7 +21,6 @@ from typing import Any, Protocol
 
 from cluster.policy import Action, Budget, Cause, Decision, decide, first_cause
 from cluster.run_files import (
-    EVENTS,
     START,
     STOP,
     checkpoint_steps,
@@ -30,6 +28,7 @@ from cluster.run_files import (
     heartbeats,
     mark_file,
     newest_start,
+    record,
     refusal,
     start_of,
 )
@@ -242,13 +241,7 @@ class Supervisor:
 
     def record(self, event: str, **values: Any) -> None:
         """Adds a line to `supervisor.jsonl`."""
-        record = {"event": event, "time": time.time(), **values}
-        try:
-            self.run_folder.mkdir(parents=True, exist_ok=True)
-            with (self.run_folder / EVENTS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError:  # a full disk must not end what keeps the run alive
-            return
+        record(self.run_folder, event, **values)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.wish is None:

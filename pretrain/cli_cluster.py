@@ -147,6 +147,7 @@ def _job(config: RunConfig, run: Path, folder: Path) -> Job:
         silent_s=silent_after(config),
         relaunches=cluster.relaunches,
         successors=cluster.successors,
+        launcher=cluster.launcher,
     )
 
 

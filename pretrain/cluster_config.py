@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
@@ -34,6 +34,8 @@ class ClusterConfig(Section):
     ranks_per_node: int | None = Field(None, ge=1)
     """None is one a GPU, and one on a node without."""
     cpus_per_rank: int | None = Field(None, ge=1)
+    launcher: Literal["srun", "torchrun"] = "srun"
+    """Who starts the ranks of a node: Slurm, or one torchrun a node. Starting again stays the supervisor's in both."""
     memory: Name | None = None
     """Of a node, as Slurm writes it: 200G. None is the partition's default."""
     time: str | None = None

@@ -71,7 +71,12 @@ def test_nodes_that_do_not_answer_are_left_out(tmp_path, monkeypatch):
     states = "n1 allocated\nn2 down*\nn3 allocated*\nn4 draining\nn5 mixed"
     stand_in(tmp_path, monkeypatch, "sinfo", f"printf '{states}\\n'")
     assert slurm.answering(["n1", "n2", "n3", "n4", "n5", "n6"]) == ["n1", "n4", "n5"]
-    stand_in(tmp_path, monkeypatch, "squeue", "printf '7.batch\\n7.0\\n7.extern\\n7.12\\n'")
+    stand_in(
+        tmp_path,
+        monkeypatch,
+        "squeue",
+        "printf '7.batch batch\\n7.0 ranks\\n7.extern extern\\n7.1 deputy\\n7.12 ranks\\n'",
+    )
     assert slurm.steps_of("7") == ["7.0", "7.12"]
 
 
