@@ -19,7 +19,13 @@ ALLOWED = {
     "cluster": {"cluster"},
     "benchmarks": {"benchmarks", "pretrain", "model", "data_pipeline"},
 }
-COMPOSITION_ROOT = ("pretrain/cli.py", "pretrain/cli_data.py", "pretrain/cli_bench.py", "pretrain/cli_cluster.py")
+COMPOSITION_ROOT = (
+    "pretrain/cli.py",
+    "pretrain/cli_data.py",
+    "pretrain/cli_bench.py",
+    "pretrain/cli_cluster.py",
+    "pretrain/cli_array.py",
+)
 # library → the only places that may import it
 OWNERS = {
     "deepspeed": ("pretrain/engine.py", "pretrain/elastic.py"),
@@ -31,6 +37,8 @@ OWNERS = {
 }
 LIGHT = (
     "pretrain/cli.py",
+    "pretrain/array_config.py",
+    "pretrain/cli_array.py",
     "pretrain/cli_bench.py",
     "pretrain/cli_cluster.py",
     "pretrain/cluster_config.py",
