@@ -14,8 +14,9 @@ import numpy as np
 
 from data_pipeline.build_plan import Plan, Task, finished_directory, settings_of, wanted_splits, write_atomically
 from data_pipeline.clean import CleaningReport
+from data_pipeline.compare import overlaps_of
 from data_pipeline.encode import STAGE as ENCODED
-from data_pipeline.encode import overlaps_of, tokenizer_directory, tokenizer_of
+from data_pipeline.encode import tokenizer_directory, tokenizer_of
 from data_pipeline.layout import STAGE as SHARDS
 from data_pipeline.layout import choose_block_tokens, lay_out, load_layout, read_rows, save_layout
 from data_pipeline.schema import (

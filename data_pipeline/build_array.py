@@ -115,7 +115,11 @@ class Beat:
     def _write(self) -> None:
         with self._lock:
             self._tree |= {"beat": self._tree["beat"] + 1, "time": time.time()}
-            write(self._path, json.dumps(self._tree) + "\n")
+            text = json.dumps(self._tree) + "\n"
+        # Not synced: nobody needs it after a power cut, and a slow disk must not hold up the work.
+        unfinished = self._path.with_name(f".{self._path.name}.{threading.get_ident()}")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(self._path)
 
 
 class SharedStages(Stages):
@@ -128,13 +132,15 @@ class SharedStages(Stages):
         super().__init__(plan, progress, pool)
         self.claims, self.beat, self.check = claims, beat, check
 
-    def _do(self, name: str, tasks: list[Task], total: int | None = None) -> None:
+    def _do(self, name: str, tasks: list[Task], total: int | None = None, until: Path | None = None) -> None:
         self.beat.say(stage=name)
         with self.progress.phase(name, total) as advance:
-            self.pool.work(_Claimed(self, tasks, advance), self.claims.patience.poll_s)
+            self.pool.work(_Claimed(self, tasks, advance, until), self.claims.patience.poll_s)
+
+    def _overlaps(self, ranges: int) -> None:
+        self._do("compare", [["overlaps", ranges]])
 
     def _tokenizer(self, totals: SpoolTotals, ranges: int) -> None:
-        self._do("compare", [["overlaps", ranges]])
         self._do("train tokenizer", [["tokenizer", ranges]])
 
     def _layout(self, ranges: int) -> None:
@@ -147,8 +153,8 @@ class SharedStages(Stages):
 class _Claimed:
     """Feeds a pool with the tasks of a stage that can be claimed, until all of them are finished by somebody."""
 
-    def __init__(self, stages: SharedStages, tasks: list[Task], advance: Advance) -> None:
-        self._stages, self._claims, self._advance = stages, stages.claims, advance
+    def __init__(self, stages: SharedStages, tasks: list[Task], advance: Advance, until: Path | None) -> None:
+        self._stages, self._claims, self._advance, self._until = stages, stages.claims, advance, until
         self._places = {_unit(task): result_of(stages.plan, task) for task in tasks}
         self._tasks = {_unit(task): task for task in tasks}
 
@@ -174,7 +180,7 @@ class _Claimed:
     def failed(self, task: Task, error: DataError | OSError) -> None:
         self._stages.check()  # a worker that dies because all must stop has not failed
         unit = _unit(task)
-        if self._places[unit].exists():  # somebody else took us for dead, did it, and went on
+        if self._places[unit].exists() or self._past():  # somebody else took us for dead, did it, and went on
             self._claims.done(unit)
             return
         if isinstance(error, DataError) and not isinstance(error, Interrupted):
@@ -184,9 +190,15 @@ class _Claimed:
         self._stages.beat.say(words=words)
         self._claims.fail(unit, words)
 
+    def _past(self) -> bool:
+        return self._until is not None and self._until.exists()
+
     def _drop_finished(self) -> None:
         """By one listing of each directory: looking for thousands of results one by one takes a network its time."""
         held = set(self._claims.units())
+        if self._past():
+            self._tasks = {unit: task for unit, task in self._tasks.items() if unit in held}
+            return
         there = {parent: _names(parent) for parent in {place.parent for place in self._places.values()}}
         for unit in [u for u in self._tasks if u not in held]:
             if self._places[unit].name in there[self._places[unit].parent]:
@@ -199,7 +211,7 @@ class _Claimed:
 def _unit(task: Task) -> str:
     """A task's name among the claims: its stage, and what tells it from the stage's other tasks."""
     stage, *arguments = task
-    if stage in ("spool", "encode"):
+    if (len(arguments) == 2 and stage != "shard") or stage == "spool":
         return f"{stage}-{arguments[0]:05d}"
     return f"{stage}-{arguments[0]}-{arguments[1]:06d}" if stage == "shard" else str(stage)
 

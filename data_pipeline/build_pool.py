@@ -12,13 +12,15 @@ import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from data_pipeline import compare
 from data_pipeline.assemble import make_layout, publish
 from data_pipeline.build_plan import Plan, Task, read_plan
-from data_pipeline.encode import encode_range, make_overlaps, make_tokenizer
+from data_pipeline.encode import encode_range, make_tokenizer
 from data_pipeline.errors import DataError, Interrupted
 from data_pipeline.layout import write_shard
 from data_pipeline.progress import Advance
@@ -38,27 +40,25 @@ def run_task(plan: Plan, task: Task) -> tuple[int, int]:
         return encode_range(plan, arguments[0], arguments[1])
     if stage == "shard":
         return write_shard(plan, arguments[0], arguments[1])
-    return _run_single(plan, stage, arguments[0])
-
-
-def _run_single(plan: Plan, stage: str, argument: str | int) -> tuple[int, int]:
-    """A task that is its whole stage; `argument` is the number of ranges, or to publish the fingerprint."""
     seen = [0, 0]
 
     def count(documents: int, bytes_: int) -> None:
         seen[0] += documents
         seen[1] += bytes_
 
-    if stage == "overlaps":
-        make_overlaps(plan, int(argument))
-    elif stage == "tokenizer":
-        make_tokenizer(plan, int(argument), count)
-    elif stage == "layout":
-        make_layout(plan, int(argument))
-    elif stage == "publish":
-        publish(plan, str(argument))
-    else:
-        raise ValueError(f"there is no stage {stage}")
+    number, ranges = arguments[0], arguments[-1]
+    work: dict[str, Callable[[], None]] = {
+        "sketch": lambda: compare.sketch_range(plan, number, ranges, count),
+        "near": lambda: compare.join_near(plan, number),
+        "grams": lambda: compare.read_held_out(plan, number, ranges, count),
+        "held-out": lambda: compare.unite_held_out(plan, number),
+        "search": lambda: compare.search_range(plan, number, ranges, count),
+        "overlaps": lambda: compare.make_overlaps(plan, number),
+        "tokenizer": lambda: make_tokenizer(plan, number, count),
+        "layout": lambda: make_layout(plan, number),
+        "publish": lambda: publish(plan, number),
+    }
+    work[stage]()
     return seen[0], seen[1]
 
 
@@ -69,7 +69,12 @@ def result_of(plan: Plan, task: Task) -> Path:
         "spool": lambda: plan.result("spool", arguments[0]),
         "encode": lambda: plan.result("encoded", arguments[0]),
         "shard": lambda: plan.result("shards", shard_name(arguments[0], arguments[1])),
-        "overlaps": lambda: plan.result("overlaps", "found"),
+        "sketch": lambda: compare.place(plan, compare.SKETCHES, arguments[0]),
+        "near": lambda: compare.place(plan, compare.NEAR),
+        "grams": lambda: compare.place(plan, compare.GRAMS, arguments[0]),
+        "held-out": lambda: compare.place(plan, compare.HELD_OUT),
+        "search": lambda: compare.place(plan, compare.SEARCHED, arguments[0]),
+        "overlaps": lambda: compare.place(plan, compare.FOUND),
         "tokenizer": lambda: plan.result("tokenizer", "model"),
         "layout": lambda: plan.result("layout", "splits"),
         "publish": lambda: plan.config.output / BUILD_FILE,

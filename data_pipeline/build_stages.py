@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from data_pipeline.assemble import make_layout, publish, shard_tasks
 from data_pipeline.build_plan import Plan, Task, wanted_splits
-from data_pipeline.build_pool import Pool
-from data_pipeline.encode import check_encoded, make_overlaps, make_tokenizer
+from data_pipeline.build_pool import Pool, result_of
+from data_pipeline.compare import compare_stages, make_overlaps
+from data_pipeline.encode import check_encoded, make_tokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.progress import BuildProgress
 from data_pipeline.spool import SpoolTotals, drop_texts, range_count, spool_totals
@@ -33,6 +35,7 @@ class Stages:
         ranges = range_count(self.plan, totals)
         encode = self._encode_tasks(ranges)
         if encode:
+            self._compare(totals, ranges)
             self._tokenizer(totals, ranges)
             self._do("encode", encode, sum(totals.bytes.values()))
         check_encoded(self.plan, ranges, wanted_splits(self.plan.config))
@@ -51,11 +54,13 @@ class Stages:
         ranges = range_count(self.plan, totals)
         tasks = [task for task in self._encode_tasks(ranges) if task[1] % step == first]
         if tasks:
+            self._compare(totals, ranges)
             self._tokenizer(totals, ranges)
             self._do("encode", tasks)
         return True
 
-    def _do(self, name: str, tasks: list[Task], total: int | None = None) -> None:
+    def _do(self, name: str, tasks: list[Task], total: int | None = None, until: Path | None = None) -> None:
+        """Do the tasks of a stage; once `until` is there, those that are left are of no use any more."""
         with self.progress.phase(name, total) as advance:
             self.pool.run(tasks, advance)
 
@@ -66,11 +71,22 @@ class Stages:
     def _encode_tasks(self, ranges: int) -> list[Task]:
         return [["encode", n, ranges] for n in range(ranges) if not self.plan.result("encoded", n).exists()]
 
-    def _tokenizer(self, totals: SpoolTotals, ranges: int) -> None:
-        clean = self.plan.config.clean
-        if clean.near_dedup is not None or clean.decontaminate is not None:
-            self.progress.say("comparing texts with each other, for near_dedup or decontaminate")
+    def _compare(self, totals: SpoolTotals, ranges: int) -> None:
+        """Find near duplicates and contaminated documents, if the settings ask for it."""
+        found = result_of(self.plan, ["overlaps", ranges])
+        try:
+            for name, tasks in () if found.exists() else compare_stages(self.plan.config.clean, ranges):
+                missing = [task for task in tasks if not result_of(self.plan, task).exists()]
+                self._do(name, missing, sum(totals.bytes.values()) if len(tasks) > 1 else None, until=found)
+        except OSError:
+            if not found.exists():  # else: another share of the build has found all, and tidied up
+                raise
+        self._overlaps(ranges)
+
+    def _overlaps(self, ranges: int) -> None:
         make_overlaps(self.plan, ranges)
+
+    def _tokenizer(self, totals: SpoolTotals, ranges: int) -> None:
         expected = min(self.plan.config.tokenizer.sample_bytes, totals.bytes["train"])
         with self.progress.phase("train tokenizer", expected) as advance:
             make_tokenizer(self.plan, ranges, advance)

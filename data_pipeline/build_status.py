@@ -11,7 +11,9 @@ from typing import Any
 from data_pipeline.assemble import read_totals
 from data_pipeline.build_array import BUILT, FAILED, Order, is_built
 from data_pipeline.build_plan import Plan, read_plan, work_directory
+from data_pipeline.build_pool import result_of
 from data_pipeline.claims import CLAIMS, END, TASKS, read_object
+from data_pipeline.compare import compare_stages
 from data_pipeline.errors import DataError
 from data_pipeline.spool import range_count, spool_totals
 
@@ -105,14 +107,24 @@ def _stages(plan: Plan) -> tuple[StageStatus, ...]:
         ranges = range_count(plan, spool_totals(plan))
     if (plan.directory / "layout" / "splits").exists():
         shards = sum(int(total["shards"]) for total in read_totals(plan)["splits"].values())
+    compared = int((plan.directory / "overlaps" / "found").exists())
     return (
         StageStatus("read", read, len(plan.parts)),
-        StageStatus("compare", _count(plan, "overlaps"), 1),
+        *(() if ranges is None or compared else _comparing(plan, ranges)),
+        StageStatus("compare", compared, 1),
         StageStatus("train tokenizer", _count(plan, "tokenizer"), 1),
         StageStatus("encode", _count(plan, "encoded"), ranges),
         StageStatus("layout", _count(plan, "layout"), 1),
         StageStatus("write shards", _count(plan, "shards"), shards),
     )
+
+
+def _comparing(plan: Plan, ranges: int) -> list[StageStatus]:
+    """The stages before the last one that compares; what they leave is gone once that is done."""
+    return [
+        StageStatus(name, sum(result_of(plan, task).exists() for task in tasks), len(tasks))
+        for name, tasks in compare_stages(plan.config.clean, ranges)
+    ]
 
 
 def _count(plan: Plan, stage: str) -> int:

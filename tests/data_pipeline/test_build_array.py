@@ -122,7 +122,7 @@ def claimed(folder, stage):
 
 def test_a_task_that_is_killed_at_every_stage_goes_on_where_it_was(tmp_path, make, expected):
     folder = launch(tmp_path, make(tmp_path / "d"), patience=Patience(silent_s=600.0, poll_s=0.05))
-    stages = ["spool-00002", "overlaps", "tokenizer", "encode-00000", "shard-train", "publish"]
+    stages = ["spool-00002", "sketch", "near", "search", "tokenizer", "encode-00000", "shard-train", "publish"]
     killed = 0
     for stage in stages:
         process = start(folder, "t")

@@ -275,18 +275,19 @@ def test_near_dedup_and_decontamination_change_no_byte_over_workers_and_stops(tm
     assert report["rejected"]["contaminated"] >= 2
     build(make(tmp_path / "two", **compared, part_bytes=25_000), progress=False, workers=3)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
-    for number, stage in enumerate(("find_overlaps", "train_tokenizer")):
+    stops = ("compare.join_sketches", "compare.texts_of", "build_stages.make_overlaps", "encode.train_tokenizer")
+    for number, stage in enumerate(stops):
         output = tmp_path / f"stopped{number}"
 
         def stop(*_, **__):
             raise _Stopped
 
         with monkeypatch.context() as patch:
-            patch.setattr(f"data_pipeline.encode.{stage}", stop)
+            patch.setattr(f"data_pipeline.{stage}", stop)
             with pytest.raises(_Stopped):
                 build(make(output, **compared), progress=False)
         found = tmp_path / f".stopped{number}.building" / "overlaps" / "found" / "report.json"
-        assert found.exists() == (stage == "train_tokenizer")
+        assert found.exists() == (stage == "encode.train_tokenizer")
         build(make(output, **compared), progress=False, workers=2)
         assert contents(output) == contents(tmp_path / "one")
 
