@@ -28,6 +28,7 @@ from data_pipeline.schema import BUILD_FILE
 from data_pipeline.shards import shard_name
 from data_pipeline.spool import spool_part
 
+_FIRST_PAUSE_S = 0.05
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -126,22 +127,27 @@ class Pool:
         """Do what `feed` gives until it is over, always in worker processes; a dead one is replaced.
 
         Args:
-            poll_s: ask again after so many seconds while there is a worker to spare; None if a feed that has nothing
-                now will have nothing later. Raises what ``feed.failed`` raises.
+            poll_s: ask again after so many seconds, or sooner, while there is a worker to spare; None if a feed that
+                has nothing now will have nothing later.
+
+        Raises what ``feed.failed`` and ``feed.look`` raise.
         """
         doing: dict[int, Task] = {}
+        pause = _FIRST_PAUSE_S
         while True:
             feed.look()
             while len(doing) < self._workers and (task := feed.take()) is not None:
                 self._give(self._idle(doing), task, doing, feed)
             if doing:
+                pause = _FIRST_PAUSE_S
                 for key, _ in self._selector.select(poll_s):
                     if key.data.pid in doing:
                         self._take(key.data, doing, feed)
             elif feed.over():
                 return
             else:
-                time.sleep(poll_s or 0.0)
+                time.sleep(min(pause, poll_s or 0.0))  # short stages follow each other quickly
+                pause *= 1.5
 
     def __enter__(self) -> Pool:
         return self
