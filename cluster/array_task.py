@@ -102,7 +102,9 @@ class TaskSupervisor:
         number = self.task.partition("_")[0]
         try:
             if self.wish != signal.SIGUSR1 and not slurm.preempted(os.environ.get("SLURM_JOB_ID", number)):
-                self.record("rest", words="The task was ended, by scancel or by Slurm, which requeues what it takes off itself.")
+                self.record(
+                    "rest", words="The task was ended, by scancel or by Slurm, which requeues what it takes off itself."
+                )
                 return 0
             if any(state == "PENDING" for state in states(number).values()):
                 self.record("rest", words="Other tasks of the array wait for a place, and take this one's.")

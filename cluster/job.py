@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from cluster.errors import ClusterError
 
@@ -46,6 +46,8 @@ class Job:
     successors: int
     launcher: str = "srun"
     """`srun` starts every rank itself, `torchrun` one agent a node that does."""
+    preflight: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """How nodes are looked at before a start (`cluster.preflight`), and where cordoned ones are listed."""
 
     @property
     def ranks(self) -> int:
@@ -67,11 +69,15 @@ class Job:
 
 
 class Scripted(Protocol):
-    """What sbatch can be given: something with a folder that holds `job.sh`."""
+    """What sbatch can be given."""
 
     @property
     def folder(self) -> str:
-        """Absolute."""
+        """Absolute; it holds `job.sh`."""
+
+    @property
+    def directives(self) -> dict[str, str]:
+        """Options of sbatch, by name."""
 
 
 def new_folder(run: Path) -> Path:

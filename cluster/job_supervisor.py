@@ -19,6 +19,7 @@ from pathlib import Path
 from cluster import slurm
 from cluster.deputy import COUNT, Pulse, arguments
 from cluster.errors import ClusterError
+from cluster.health import Health
 from cluster.job import Job, largest_world
 from cluster.policy import Action, Budget, Cause, Decision
 from cluster.run_files import STOP, newest_start, save_seconds
@@ -46,7 +47,9 @@ class JobSupervisor:
         self.supervisor = Supervisor(
             self.run, job.ranks, self.start, Limits(job.silent_s), Budget(job.relaunches),
             judged=self._judged, due=self._due, wished=self._wished,
+            straggles=lambda one: self.health.straggles(one),
         )  # fmt: skip
+        self.health = Health(job, job_id, self.supervisor.record, lambda: self.supervisor.wish is not None)
         self.successor = Successor(job, job_id, self.supervisor.record)
         self.cancelled = False
         self._end: float | None = None
@@ -72,16 +75,17 @@ class JobSupervisor:
             self.successor.drop()
             self.supervisor.record("rest", words=f"Job {self.job_id} was cancelled: nobody follows it.")
             return 0
-        if not self.successor.stand(self.blamed, patient=True):
+        avoid = self.health.excluded(self.blamed)
+        if not self.successor.stand(avoid, patient=True):
             return 1
-        self.successor.avoid(self.blamed)
+        self.successor.avoid(avoid)
         return 0
 
     def _appoint(self) -> None:
         """Deputies on the last nodes, which are the spare ones where there are any."""
         nodes = [node for node in slurm.nodes_of(self.job_id) if node != _this_node()][-COUNT:]
         if nodes:
-            subprocess.Popen(arguments(self.job, self.job_id, nodes), start_new_session=True)
+            subprocess.Popen(arguments(self.job, self.job_id, _this_node(), nodes), start_new_session=True)
 
     def _wished(self, number: int) -> None:
         """The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
@@ -102,8 +106,14 @@ class JobSupervisor:
         now = time.time()
         if self._end is None or now < self._end - self._lead_s():
             return None
-        asked, self._end = self._end, slurm.end_of(self.job_id)  # somebody may have given it more time
+        asked, self._end = self._end, self._end_of_time()  # somebody may have given it more time
         return signal.SIGUSR1 if self._end == asked else None
+
+    def _end_of_time(self) -> float | None:
+        try:
+            return slurm.end_of(self.job_id)
+        except ClusterError:  # the ranks must hear in time, whether the controller answers or not
+            return self._end
 
     def _lead_s(self) -> float:
         lead, when = self._lead
@@ -115,7 +125,7 @@ class JobSupervisor:
     def start(self) -> Step:
         """Starts the ranks on the best nodes that there are. Raises NoPlace where there are too few."""
         self.successor.stand()  # where the first try met no controller
-        self._end = slurm.end_of(self.job_id)
+        self._end = self._end_of_time()
         nodes = self._choose()
         self.used, self.supervisor.ranks = nodes, len(nodes) * self.job.ranks_per_node
         number = newest_start(self.run) + 1
@@ -125,26 +135,26 @@ class JobSupervisor:
 
     def _choose(self) -> list[str]:
         held = slurm.nodes_of(self.job_id)
-        there = slurm.answering(held)
-        good = [node for node in there if node not in self.blamed] + [node for node in there if node in self.blamed]
+        good = self.health.best_first(slurm.answering(held), self.blamed)
         count = min(self.job.nodes, len(good))
         if count < self.job.nodes and self.job.elastic:
             count = largest_world(count, self.job.ranks_per_node, self.job.batches)
         elif count < self.job.nodes:
             count = 0
         if count == 0:
-            lost = [node for node in held if node not in there]
+            lost = [node for node in held if node not in good]
             self.blamed += [node for node in lost if node not in self.blamed]
             raise NoPlace(
-                f"{len(there)} of the allocation's nodes answer ({', '.join(lost) or 'none'} lost), and the run needs "
-                f"{self.job.nodes}."
+                f"{len(good)} of the allocation's nodes can be used ({', '.join(lost) or 'none'} lost or left out), "
+                f"and the run needs {self.job.nodes}."
             )
         chosen = set(good[:count])
-        return [node for node in there if node in chosen]  # in Slurm's order: ranks follow it
+        return [node for node in held if node in chosen]  # in Slurm's order: ranks follow it
 
     def _judged(self, cause: Cause, decision: Decision) -> None:
         """A node whose rank was silent, or that is lost, is the last choice from now on."""
         self._overtaken = cause.kind == "overtaken"
+        self.health.heard(cause)
         if decision.action is Action.RELAUNCH and cause.kind in ("silent", "hang") and cause.host in self.used:
             self.blamed.append(cause.host)
 

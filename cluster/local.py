@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -24,49 +25,80 @@ STOPPED, PEER_LOST = 75, 76
 """Exit codes of a rank that stopped on request, and of one that only lost another."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the ranks of this machine stand among those of all machines of a start."""
+
+    first: int
+    """The number of this machine's first rank."""
+    world: int
+    """How many ranks there are on all machines."""
+    address: str
+    """Where rank 0 is met, with `port`."""
+    port: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Further environment variables."""
+
+
 class LocalJob:
-    """The processes of one local launch: rank 0 speaks on this terminal, the others into files.
+    """The processes of one launch on this machine: rank 0 speaks on this terminal, the others into files.
 
     When a rank fails, the others are killed: they would only wait for it. Ranks that leave on request (code 75) are
     waited for, because they save. When this process dies, however it dies, the kernel kills the ranks (Linux).
     """
 
-    def __init__(self, command: Sequence[str], ranks: int, output: Path) -> None:
+    def __init__(self, command: Sequence[str], ranks: int, output: Path, place: Place | None = None) -> None:
         """Starts `ranks` processes of `command`, told their places as torchrun would tell them.
 
-        `output` is the folder for what ranks other than 0 print. Raises ClusterError if a process cannot start.
+        Args:
+            output: the folder for what ranks other than 0 print.
+            place: where there are other machines; they are all ranks if not given.
+
+        Raises ClusterError if a process cannot start.
         """
         if ranks < 1:
             raise ClusterError(f"A launch needs at least one rank, not {ranks}.")
         output.mkdir(parents=True, exist_ok=True)
         self.output = output
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._since: dict[str, float] = {}
+        place = place or Place(0, ranks, "127.0.0.1", free_port())
+        self._first = place.first
         places = {
-            "WORLD_SIZE": str(ranks),
+            **place.env,
+            "WORLD_SIZE": str(place.world),
             "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
+            "MASTER_ADDR": place.address,
+            "MASTER_PORT": str(place.port),
         }
-        for rank in range(ranks):
-            env = {**os.environ, **places, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            self._processes.append(self._start(list(command), env, rank))
+        for local in range(ranks):
+            env = {**os.environ, **places, "RANK": str(place.first + local), "LOCAL_RANK": str(local)}
+            self._processes.append(self._start(list(command), env, place.first + local))
 
     def poll(self) -> int | None:
-        """The job's exit code, or None while it runs. A failed rank ends the others."""
-        codes = self._codes()
+        """The job's exit code, or None while it runs. A failed rank ends the others, a few seconds later."""
+        codes = self.codes
         if all(code == 0 for code in codes):
             return 0
         if all(code in (None, 0) for code in codes):
             return None
         if all(code in (None, 0, STOPPED) for code in codes):
-            self._wait_for_stopping()
+            # A rank that was asked to stop saves first; one that waits for a dead neighbour never will.
+            ready = None not in codes or self._longer_than(GRACE_S, "stopping")
         else:
-            self._wait_until(lambda: any(c not in (None, 0, STOPPED, PEER_LOST) for c in self._codes()), SETTLE_S)
+            ready = any(c not in (None, 0, STOPPED, PEER_LOST) for c in codes) or self._longer_than(SETTLE_S, "lost")
+        if not ready:
+            return None
         rank, code = self._first_cause()
         self.kill()
         if rank and code not in (-signal.SIGKILL, STOPPED):
             self._show(rank)
         return code if code > 0 else 128 - code
+
+    @property
+    def codes(self) -> list[int | None]:
+        """Of this machine's ranks in order; None while one runs."""
+        return [process.poll() for process in self._processes]
 
     def wait(self) -> int:
         """Waits for the job and returns its exit code; a signal to this process is passed on to the ranks."""
@@ -106,26 +138,15 @@ class LocalJob:
             self.kill()
             raise ClusterError(f"Rank {rank} could not be started ({error}).") from None
 
-    def _codes(self) -> list[int | None]:
-        return [process.poll() for process in self._processes]
-
     def _first_cause(self) -> tuple[int, int]:
         """The rank that the others follow, and its code: rather one that failed by itself than one that lost it."""
-        failed = [(rank, code) for rank, code in enumerate(self._codes()) if code]
+        failed = [(rank, code) for rank, code in enumerate(self.codes, self._first) if code]
         order = {STOPPED: 2, PEER_LOST: 1}
         return min(failed, key=lambda found: (order.get(found[1], 0), found[0]))
 
-    def _wait_for_stopping(self) -> None:
-        # A rank that was asked to stop saves first; one that waits for a dead neighbour never will.
-        self._wait_until(
-            lambda: None not in self._codes() or any(c not in (None, 0, STOPPED) for c in self._codes()), GRACE_S
-        )
-
-    @staticmethod
-    def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not condition():
-            time.sleep(0.05)
+    def _longer_than(self, seconds: float, state: str) -> bool:
+        """Whether it was in this state when asked so long ago."""
+        return time.monotonic() - self._since.setdefault(state, time.monotonic()) >= seconds
 
     def _show(self, rank: int) -> None:
         tail = self._file(rank).read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
@@ -161,8 +182,9 @@ class _Forwarding:
             self._job.signal(number)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that was free on this machine a moment ago."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port

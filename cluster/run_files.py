@@ -5,6 +5,7 @@ Files may be in the middle of being written, or be torn by a crash: what cannot 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -18,6 +19,8 @@ _CHECKPOINT = re.compile(r"step-(\d+)")
 _BEAT = {"rank": int, "host": str, "phase": str, "step": int, "time": float}
 START = "PHA_START"
 """The environment variable that tells ranks where to say why they cannot join; the file's stem marks their start."""
+MARKER = "COMMITTED"
+"""In a checkpoint's folder: the hash of its manifest, written last."""
 _TAIL = 1 << 20
 """Bytes of a file of records that are read for its last ones: a long run's may have gigabytes."""
 
@@ -69,6 +72,25 @@ def checkpoint_steps(run: Path) -> list[int]:
     return sorted(int(match.group(1)) for name in names if (match := _CHECKPOINT.fullmatch(name)))
 
 
+def checkpoint(run: Path, step: int) -> Path:
+    """The folder of the checkpoint of this step."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint's manifest is the sealed one, and its files have the sizes that it tells.
+
+    Their bytes are not read: a start verifies those before it uses them.
+    """
+    manifest = folder / "manifest.json"
+    try:
+        if hashlib.sha256(manifest.read_bytes()).hexdigest() != (folder / MARKER).read_text("ascii").strip():
+            return False
+        return all((folder / name).stat().st_size == entry["bytes"] for name, entry in _object(manifest).items())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def exit_notes(run: Path, start: int) -> list[dict[str, Any]]:
     """Why ranks of a start left, the first by time first."""
     notes = (_object(path) for path in (run / "exits" / f"{start:06d}").glob("rank-*.json"))
@@ -76,15 +98,21 @@ def exit_notes(run: Path, start: int) -> list[dict[str, Any]]:
 
 
 def heartbeats(run: Path) -> dict[int, dict[str, Any]]:
-    """Each rank's last sign of life: rank, host, phase, step, time, and start (0 where it does not say)."""
+    """Each rank's last sign of life: rank, host, phase, step, time, start (0 where it does not say), limit_s, how
+    long its own watchdog lets it be silent, and compute_s, its own part of a step (or None).
+    """
     found = {}
     for path in (run / "heartbeats").glob("rank-*.json"):
         written = _object(path)
         try:
-            beat = {name: kind(written[name]) for name, kind in _BEAT.items()}
+            beat: dict[str, Any] = {name: kind(written[name]) for name, kind in _BEAT.items()}
             beat["start"] = int(written.get("start", 0))
         except (KeyError, TypeError, ValueError):
             continue
+        limit = written.get("limit_s")
+        beat["limit_s"] = float(limit) if isinstance(limit, int | float) else None
+        own = written.get("compute_s")
+        beat["compute_s"] = float(own) if isinstance(own, int | float) else None
         found[beat["rank"]] = beat
     return found
 

@@ -111,12 +111,21 @@ def _run(arguments: Sequence[str], timeout_s: float = 60.0) -> subprocess.Comple
     return done
 
 
-def submit(job: Scripted, *, test_only: bool = False) -> str:
-    """Hands the job's script to sbatch; returns its number, or with `test_only` what sbatch thinks of it."""
+def submit(job: Scripted, *, test_only: bool = False, exclude: Sequence[str] = ()) -> str:
+    """Hands the job's script to sbatch; returns its number, or with `test_only` what sbatch thinks of it.
+
+    `exclude` are nodes not to be given, beside those of the script.
+    """
     script = str(Path(job.folder) / SCRIPT)
     if test_only:
         return " ".join(_run(["sbatch", "--test-only", script]).stderr.split())
-    return command(["sbatch", "--parsable", script]).strip().partition(";")[0]
+    return command(["sbatch", "--parsable", *_exclude(job, exclude), script]).strip().partition(";")[0]
+
+
+def _exclude(job: Scripted, nodes: Sequence[str]) -> list[str]:
+    """sbatch's option, which replaces the script's."""
+    banned = [*filter(None, [job.directives.get("exclude", "")]), *nodes]
+    return [f"--exclude={','.join(banned)}"] if nodes else []
 
 
 def submit_after(job: Job, after: str, exclude: Sequence[str] = (), *, patient: bool = False) -> str:
@@ -130,9 +139,7 @@ def submit_after(job: Job, after: str, exclude: Sequence[str] = (), *, patient: 
     """
     comment = f"{job.folder} after {after}"
     arguments = ["sbatch", "--parsable", f"--dependency=afterany:{after}", f"--comment={comment}"]
-    if exclude:
-        banned = [*filter(None, [job.directives.get("exclude", "")]), *exclude]
-        arguments.append(f"--exclude={','.join(banned)}")
+    arguments += _exclude(job, exclude)
     deadline = time.monotonic() + (PATIENCE_S if patient else 0.0)
     while True:
         try:
@@ -160,6 +167,17 @@ def settings() -> dict[str, str]:
         if equals:
             found[name.strip()] = value.strip()
     return found
+
+
+def grace_s(partition: str | None) -> float | None:
+    """[s] Between a preemption's first signal and its last, by the partition (None: the default one).
+
+    None where nothing is said. Raises ClusterError.
+    """
+    told = command(["scontrol", "--oneliner", "show", "partition", *filter(None, [partition])])
+    line = next((line for line in told.splitlines() if partition or "Default=YES" in line), "")
+    match = re.search(r"\bGraceTime=(\d+)\b", line)
+    return float(match.group(1)) if match else None
 
 
 def seconds(value: str) -> float | None:
@@ -223,8 +241,8 @@ def state_of(job_id: str) -> str:
 
 
 def end_of(job_id: str) -> float | None:
-    """When the time of a running job is over, in seconds since 1970; None where it has no end."""
-    told = patiently(["squeue", "--noheader", "--jobs", job_id, "--format=%e"]).strip()
+    """When the time of a running job is over, in seconds since 1970; None where it has no end. Raises ClusterError."""
+    told = command(["squeue", "--noheader", "--jobs", job_id, "--format=%e"]).strip()
     try:
         return datetime.datetime.fromisoformat(told).timestamp()  # in the time zone of this machine
     except ValueError:

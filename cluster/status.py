@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cluster.errors import ClusterError
-from cluster.run_files import checkpoint_steps, events, exit_notes, heartbeats, newest_start
+from cluster.job import CONFIG, FOLDER
+from cluster.outlook import look_out
+from cluster.progress import Progress, read_progress
+from cluster.run_files import (
+    MARKER,
+    checkpoint,
+    checkpoint_steps,
+    events,
+    exit_notes,
+    heartbeats,
+    is_whole,
+    newest_start,
+)
+from cluster.stragglers import stragglers
 
 
 @dataclass(frozen=True)
@@ -21,6 +35,8 @@ class RankStatus:
     phase: str
     step: int
     age_s: float
+    compute_s: float | None = None
+    """Its own part of a step, before it meets the others."""
 
 
 @dataclass(frozen=True)
@@ -28,68 +44,80 @@ class RunStatus:
     """A run's state as its files tell it."""
 
     run: str
-    step: int
-    steps: int
-    loss: float | None
-    tokens_per_s: float | None
+    state: str
+    """In a word: see `cluster.outlook`."""
+    next: str
+    """What happens next, in a sentence."""
+    progress: Progress
     checkpoints: list[int]
+    whole: int | None
+    """The newest checkpoint whose files are all there in the sizes of its sealed manifest; None where there is none."""
+    saved_s: float | None
+    """[s] Since that one was sealed."""
     ranks: list[RankStatus]
     quarantined: int
     """Damaged blocks of data that were left out."""
     starts: int
     """How often the run was started."""
+    causes: dict[str, int]
+    """Why starts ended that were followed by another one: kind → how often."""
     exits: list[dict[str, Any]]
     """Why ranks of the newest start left, first cause first; empty while it runs, or where they were killed."""
+    stragglers: list[str]
+    """Ranks that hold the others up, in words; empty where none does, or it is not running."""
     ends: list[dict[str, Any]]
     """What a supervisor found at the ends of the last starts, and what it did; empty where none watches."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "goodput": self.progress.goodput}
 
 
 def read_status(run: Path) -> RunStatus:
-    """Reads config, metrics, heartbeats and checkpoints. Raises ClusterError when `run` is no run directory."""
-    config = run / "config.yaml"
-    if not config.is_file():
+    """Reads config, records, heartbeats and checkpoints. Raises ClusterError when `run` is no run directory."""
+    steps, every = _plan(run)
+    outlook = look_out(run, every)
+    now, beats, known = time.time(), heartbeats(run), events(run)
+    ranks = [
+        RankStatus(b["rank"], b["host"], b["phase"], b["step"], now - b["time"], b["compute_s"]) for b in beats.values()
+    ]
+    saved = checkpoint_steps(run)
+    whole = next((step for step in reversed(saved) if is_whole(checkpoint(run, step))), None)
+    again = [e for e in known if e.get("event") == "end" and e.get("decision") not in ("finish", "give up")]
+    return RunStatus(
+        run=str(run),
+        state=outlook.state,
+        next=outlook.next,
+        progress=read_progress(run, steps, None if outlook.rests else now),
+        checkpoints=saved,
+        whole=whole,
+        saved_s=None if whole is None else now - (checkpoint(run, whole) / MARKER).stat().st_mtime,
+        ranks=sorted(ranks, key=lambda rank: rank.rank),
+        quarantined=_quarantined(run / "quarantine.jsonl"),
+        starts=(newest := newest_start(run)),
+        causes=dict(Counter(str(e.get("cause", {}).get("kind")) for e in again)),
+        exits=exit_notes(run, newest),
+        stragglers=[one.words for one in stragglers(beats.values())],
+        ends=[event for event in known if event.get("event") not in ("start", "job")][-5:],
+    )
+
+
+def _plan(run: Path) -> tuple[int, int | None]:
+    """The run's steps, and those between two checkpoints; of its launch where it has not begun."""
+    places = [run / "config.yaml", *sorted((run / FOLDER).glob(f"*/{CONFIG}"), reverse=True)]
+    config = next((path for path in places if path.is_file()), None)
+    if config is None:
         raise ClusterError(f"{run} is not a run directory (no config.yaml in it); give the folder of a run.")
     import yaml
 
     try:
-        steps = int(yaml.safe_load(config.read_text(encoding="utf-8"))["train"]["steps"])
-    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError):
+        tree = yaml.safe_load(config.read_text(encoding="utf-8"))
+        every = tree.get("checkpoint", {}).get("every")
+        return int(tree["train"]["steps"]), int(every) if every else None
+    except (OSError, yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError):
         raise ClusterError(
             f"{config} is not a run's config (it has no train.steps); give the folder of a run."
         ) from None
-    last = _last_training_record(run / "metrics.jsonl")
-    now, beats = time.time(), heartbeats(run)
-    ranks = [RankStatus(b["rank"], b["host"], b["phase"], b["step"], now - b["time"]) for b in beats.values()]
-    return RunStatus(
-        run=str(run),
-        step=int(last.get("step", 0)),
-        steps=steps,
-        loss=last.get("loss"),
-        tokens_per_s=last.get("tokens_per_s"),
-        checkpoints=checkpoint_steps(run),
-        ranks=sorted(ranks, key=lambda rank: rank.rank),
-        quarantined=_quarantined(run / "quarantine.jsonl"),
-        starts=(newest := newest_start(run)),
-        exits=exit_notes(run, newest),
-        ends=[event for event in events(run) if event.get("event") != "start"][-5:],
-    )
-
-
-def _last_training_record(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    for line in reversed(path.read_text(encoding="utf-8").splitlines()):
-        try:
-            record: dict[str, Any] = json.loads(line)
-        except json.JSONDecodeError:  # the last line may be in the middle of being written
-            continue
-        if record.get("kind") == "train":
-            return record
-    return {}
 
 
 def _quarantined(path: Path) -> int:

@@ -32,12 +32,19 @@ from cluster.run_files import (
     refusal,
     start_of,
 )
+from cluster.stragglers import Straggler, StragglerWatch
 
 POLL_S = 0.2
 LOOK_S = 1.0
 """Between two looks into the run's folder."""
+OUTSIDE_S = 45.0
+"""That a rank's own watchdog comes before: it knows more, and takes up to 30 s for its last words."""
+FROZEN_S = 5.0
+"""Longer than this no look at the ranks takes; time in which this process itself stood still is no rank's silence."""
 FOLLOW_S = 5.0
 """So long after a rank has failed by itself the others may take to leave."""
+LINGER_S = 60.0
+"""So long the processes of ranks that have all said why they left may take to end: the first one writes a sample."""
 WELL = ("done", "stopped")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 DONE, GAVE_UP, BAD_INPUT, HANDED_OVER = 0, 1, 2, 75
@@ -67,9 +74,10 @@ class Limits:
     by_phase: Mapping[str, float]
     """`` is any phase that is not named."""
 
-    def of(self, phase: str) -> float:
-        """The limit of a phase."""
-        return self.by_phase.get(phase, self.by_phase[""])
+    def of(self, phase: str, own: float | None = None) -> float:
+        """The limit of a phase; `own` is that of the rank's watchdog now, which comes first where it can."""
+        limit = self.by_phase.get(phase, self.by_phase[""])
+        return min(limit, own + OUTSIDE_S) if own and limit else limit
 
 
 class Supervisor:
@@ -87,6 +95,7 @@ class Supervisor:
         tell: Callable[[str], None] = lambda words: None,
         due: Callable[[], int | None] = lambda: None,
         wished: Callable[[int], None] = lambda number: None,
+        straggles: Callable[[Straggler], None] = lambda straggler: None,
     ) -> None:
         """Of the run in this folder.
 
@@ -96,7 +105,9 @@ class Supervisor:
             tell: what is to be done, in words for people.
             due: asked once a second for a signal to stop with, because time is up.
             wished: hears of the first signal to stop once it is passed on.
+            straggles: hears of each rank that holds the others up.
         """
+        self._straggles, self._slow = straggles, StragglerWatch()
         self.run_folder, self.ranks, self.start, self.limits = run, ranks, start, limits
         self.budget, self._sleep, self._judged, self._tell = budget or Budget(), sleep, judged, tell
         self._due, self._wished = due, wished
@@ -130,7 +141,7 @@ class Supervisor:
         except NoPlace as error:
             self.record("no place", words=str(error))
             return Decision(Action.HAND_OVER, str(error))
-        silent = self._watch(started, began)
+        silent = self._watch(started, time.monotonic())  # what starts them may have waited for a place
         ended = self._number()
         if silent is not None:
             cause = silent
@@ -158,6 +169,7 @@ class Supervisor:
         self._mark, self._before, self._own = uuid.uuid4().hex[:12], newest_start(self.run_folder), 0
         os.environ[START] = str(mark_file(self.run_folder, self._mark))
         self._seen = {rank: (beat, -math.inf) for rank, beat in heartbeats(self.run_folder).items()}
+        self._slow = StragglerWatch()
 
     def _number(self) -> int:
         """Of the start that is watched; 0 while its ranks have not joined the run."""
@@ -177,16 +189,20 @@ class Supervisor:
         beats = [beat for beat, when in self._seen.values() if when > -math.inf]  # of this start
         if cause.kind != "hang" or not beats:
             return cause
-        spoke = {note.get("rank") for note in exit_notes(self.run_folder, start)}
+        # One that was frozen may wake for a moment when the others are ended: only who tells of a hang has been awake.
+        spoke = {note.get("rank") for note in exit_notes(self.run_folder, start) if note.get("kind") == "hang"}
         mute = [beat for beat in beats if beat["rank"] not in spoke]
         behind = min(mute or beats, key=lambda beat: (beat["step"], beat["time"]))
         return dataclasses.replace(cause, rank=int(behind["rank"]), host=str(behind["host"]))
 
     def _watch(self, started: Started, began: float) -> Cause | None:
         """Waits for the ranks' end; ends them when one is silent, and then says which."""
-        passed_on, failed_at, look_at = False, math.inf, began
+        passed_on, failed_at, left_at, look_at, before = False, math.inf, math.inf, began, began
         while started.poll() is None:
             now = time.monotonic()
+            if now - before > FROZEN_S:  # nobody was watching: a suspended job, or a controller that was waited for
+                self._seen = {rank: (beat, when + now - before) for rank, (beat, when) in self._seen.items()}
+            before = now
             if now >= look_at:  # the folder may be on a network, and have thousands of ranks' files
                 look_at = now + LOOK_S
                 self.wish = self.wish or self._due()
@@ -195,17 +211,22 @@ class Supervisor:
                     if passed_on:
                         self._wished(self.wish)
                 if failed_at == math.inf and self._has_failed():
-                    failed_at = now
+                    failed_at = now + FOLLOW_S
+                if left_at == math.inf and self._all_left():
+                    left_at = now + LINGER_S
                 silent = self._silent(began)
                 if silent is not None:
                     self.record("silent", cause=silent.as_dict())
                     started.kill()
                     return silent
-            if now - failed_at > FOLLOW_S:  # the others cannot leave, or their node is gone
+            if now > min(failed_at, left_at):  # the others cannot leave, their node is gone, or nobody buries them
                 started.kill()
                 return None
             self._sleep(POLL_S)
         return None
+
+    def _all_left(self) -> bool:
+        return len(exit_notes(self.run_folder, self._number())) >= self.ranks
 
     def _has_failed(self) -> bool:
         notes = exit_notes(self.run_folder, self._number()) or [refusal(self.run_folder, self._mark)]
@@ -219,6 +240,10 @@ class Supervisor:
             if not foreign and self._seen.get(rank, ({}, 0.0))[0] != beat:
                 self._seen[rank] = (beat, now)  # by our own clock: others' may jump, and each host has its own
         beats = [(beat, now - when) for beat, when in self._seen.values() if when >= began]
+        for straggler in self._slow.look(beat for beat, _ in beats):
+            self.record("straggler", start=self._number(), **dataclasses.asdict(straggler),
+                        words=straggler.words)  # fmt: skip
+            self._straggles(straggler)
         if not beats:
             limit = self.limits.of("start")
             words = f"No rank has given a sign of life for {now - began:.0f} s (limit {limit:g} s)."
@@ -226,13 +251,13 @@ class Supervisor:
         late = [
             (beat, age)
             for beat, age in beats
-            if beat["phase"] not in ("done", "stopped") and 0 < self.limits.of(beat["phase"]) < age
+            if beat["phase"] not in ("done", "stopped") and 0 < self.limits.of(beat["phase"], beat["limit_s"]) < age
         ]
         if not late:
             return None
         # Ranks that wait for another one are silent too. The guilty one has done the fewest steps, or was silent first.
         guilty, age = min(late, key=lambda found: (found[0]["step"], -found[1]))
-        limit = self.limits.of(guilty["phase"])
+        limit = self.limits.of(guilty["phase"], guilty["limit_s"])
         words = (
             f"Rank {guilty['rank']} on {guilty['host']} has given no sign of life for {age:.0f} s in phase "
             f"{guilty['phase']} (limit {limit:g} s)."

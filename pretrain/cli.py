@@ -16,9 +16,12 @@ from data_pipeline.errors import DataError
 from model.errors import ModelError
 from pretrain import exits
 from pretrain.cli_bench import bench_app
+from pretrain.cli_check import cordon_app, doctor
 from pretrain.cli_cluster import cancel, launch, logs
 from pretrain.cli_data import data_app
 from pretrain.cli_output import Json, print_json, print_table
+from pretrain.cli_plan import plan
+from pretrain.cli_status import status
 from pretrain.errors import (
     EXIT_BAD_INPUT,
     EXIT_DONE,
@@ -40,8 +43,10 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-for command_of_cluster in (launch, logs, cancel):
+app.add_typer(cordon_app, name="cordon")
+for command_of_cluster in (launch, status, logs, cancel, doctor):
     app.command()(command_of_cluster)
+app.command()(plan)
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
@@ -101,6 +106,10 @@ def train(
     supervised: Annotated[
         bool, typer.Option("--supervise", help="Start the ranks again until the run is done, whatever they die of.")
     ] = False,
+    hosts: Annotated[
+        Path | None, typer.Option(help="--supervise: a file with one host a line; run the same command on each.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="--hosts: which of them this is, if not the host's name.")] = None,
 ) -> None:
     """Train a run, or go on with it: alone, with --ranks, under torchrun or under srun."""
     from pretrain import config_file
@@ -108,6 +117,10 @@ def train(
     overrides = [*(overrides or ()), *(["train.deterministic=true"] if deterministic else [])]
     resolved = config_file.load(config, overrides)
     command = [sys.executable, "-m", "pretrain.cli", "train", str(config), *overrides]
+    if hosts is not None or host is not None:
+        from pretrain.cli_hosts import supervise_on_hosts
+
+        raise typer.Exit(supervise_on_hosts(resolved, command, ranks, supervised, hosts, host))
     if supervised:
         from pretrain.cli_cluster import supervise
 
@@ -242,30 +255,6 @@ def report(run: RunArgument) -> None:
     from pretrain.report import write_report
 
     print(write_report(run))
-
-
-@app.command()
-def status(run: RunArgument, as_json: Json = False) -> None:
-    """Show what a run is doing, from its files alone."""
-    from cluster.status import read_status
-
-    found = read_status(run)
-    if as_json:
-        print_json(found.as_dict())
-        return
-    rate = f", {found.tokens_per_s:,.0f} tokens/s" if found.tokens_per_s else ""
-    title = f"{found.run}: step {found.step} of {found.steps}, loss {found.loss}{rate}; checkpoints {found.checkpoints}"
-    if found.quarantined:
-        title += f"; {found.quarantined} damaged block(s) of data left out, see quarantine.jsonl"
-    if found.exits:
-        first = found.exits[0]
-        title += f"; start {found.starts} ended: rank {first['rank']} {first['kind']} ({first['words']})"
-    rows = [(str(r.rank), r.host, r.phase, str(r.step), f"{r.age_s:.0f} s ago") for r in found.ranks]
-    print_table(title, ("rank", "host", "phase", "step", "heartbeat"), rows)
-    for event in found.ends:
-        what = event.get("cause", {}).get("kind") or event.get("job") or ""
-        then = f" → {event['decision']}" if "decision" in event else ""
-        print(f"supervisor: {event['event']} {event.get('start', '')} {what}{then}: {event.get('words', '')}")
 
 
 @app.command()

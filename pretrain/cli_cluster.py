@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pretrain.cli_check import preflight_settings
 from pretrain.cli_output import Json, print_json
 from pretrain.errors import RunError
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from pretrain.config import RunConfig
 
 PACKAGES = ("pretrain", "model", "data_pipeline", "cluster")
-OUTSIDE_S = 45.0
-"""A rank's own watchdog comes first: it knows more, and takes up to 30 s for its last words."""
 SLURM_ROUNDING_S = 90
 UNKNOWN_SAVE_S = 30.0
 Overrides = Annotated[list[str] | None, typer.Argument(help="Overrides such as train.steps=500.")]
@@ -43,6 +42,8 @@ def supervise(config: RunConfig, command: list[str], ranks: int) -> int:
 
 def silent_after(config: RunConfig) -> dict[str, float]:
     """Phase of a heartbeat → seconds until a supervisor takes the rank for silent; `` is any other phase."""
+    from cluster.supervise import OUTSIDE_S
+
     limits = {phase: config.watchdog.of(phase) for phase in ("train", "save", "validate", "start")}
     limits[""] = limits["start"]
     return {phase: limit + OUTSIDE_S if limit else 0.0 for phase, limit in limits.items()}
@@ -60,7 +61,7 @@ def launch(
     The script, the frozen config and a copy of the code go to RUN/launch/; editing this checkout changes nothing of
     a run that is queued or starts again.
     """
-    from cluster import slurm
+    from cluster import cordon, slurm
     from cluster.job import SCRIPT, freeze, new_folder
     from cluster.logs import jobs_of
     from pretrain import config_file
@@ -79,15 +80,18 @@ def launch(
     (run / "logs").mkdir(exist_ok=True)
     job = _job(resolved, run, folder)
     root = Path(__file__).resolve().parents[1]
+    (folder / "environment.txt").write_text(_environment(), encoding="utf-8")
     freeze(folder, config_file.dump(resolved.model_copy(update={"run_dir": run})), [root / name for name in PACKAGES])
     job.save()
     (folder / SCRIPT).write_text(slurm.render(job), encoding="utf-8")
     said = slurm.submit(job, test_only=True)
-    number = slurm.submit(job)
+    number, avoided = cordon.submit(job)
     (folder / "submitted.json").write_text(json.dumps({"job": number}) + "\n", encoding="utf-8")
     if as_json:
         print_json({"job": number, "folder": str(folder), "script": str(folder / SCRIPT)})
         return
+    if avoided:
+        print(f"cordoned nodes that it does without: {', '.join(avoided)} (pha cordon list {run})")
     print(f"{said}\njob {number} trains {run} on {job.nodes} node(s), {job.ranks} rank(s): {folder / SCRIPT}")
     print(f"pha status {run} shows what it does; pha cancel {run} saves and ends it.")
 
@@ -148,7 +152,16 @@ def _job(config: RunConfig, run: Path, folder: Path) -> Job:
         relaunches=cluster.relaunches,
         successors=cluster.successors,
         launcher=cluster.launcher,
+        preflight=preflight_settings(config, run),
     )
+
+
+def _environment() -> str:
+    """The interpreter and the packages that the launch sees, a line each."""
+    from importlib.metadata import distributions
+
+    found = {f"{one.name}=={one.version}" for one in distributions()}
+    return "\n".join([f"python=={sys.version.split()[0]}", *sorted(found)]) + "\n"
 
 
 def _warn(config: RunConfig, run: Path) -> None:
@@ -156,13 +169,18 @@ def _warn(config: RunConfig, run: Path) -> None:
     from cluster import slurm
     from cluster.run_files import save_seconds
 
-    save, wait = save_seconds(run), slurm.seconds(slurm.settings().get("KillWait", ""))
-    if save is not None and wait is not None and save > wait:
-        print(
-            f"warning: a checkpoint of this run took {save:.0f} s, and Slurm kills {wait:.0f} s after a cancellation "
-            "or a preemption (KillWait): what was trained since the last checkpoint is then lost; `pha cancel` waits.",
-            file=sys.stderr,
-        )
+    save = save_seconds(run)
+    waits = {
+        "KillWait, for a job that is cancelled": slurm.seconds(slurm.settings().get("KillWait", "")),
+        "GraceTime of the partition, for one that is preempted": slurm.grace_s(config.cluster.partition),
+    }
+    for name, wait in waits.items():
+        if save is not None and wait and save > wait:
+            print(
+                f"warning: a checkpoint of this run took {save:.0f} s, and Slurm waits {wait:.0f} s ({name}) before it "
+                "kills: what was trained since the last checkpoint may then be lost; `pha cancel` waits.",
+                file=sys.stderr,
+            )
     for name, path in config.data.paths.items():
         if isinstance(path, Path) and not path.exists():
             raise RunError(f"The dataset {name} ({path}) is not there; build it, or give its place in data.path.")

@@ -92,8 +92,33 @@ class ClusterConfig(Section):
     """Whether fewer nodes go on, as many as divide every global batch, when there are no spare ones left."""
     relaunches: int = Field(5, ge=0)
     """Starts in a row that may end without a new checkpoint."""
+    host_lost_s: float = Field(20.0, ge=5.0)
+    """With `pha train --hosts`: a host without a sign of life for so long is lost [s]."""
+    gather_s: float = Field(300.0, ge=0.0)
+    """With `pha train --hosts`: the first start waits so long for hosts that have not reported yet [s]."""
     successors: int = Field(100, ge=0)
     """Jobs that may follow the first one."""
+    preflight: bool = True
+    """Look at the nodes before the first start in an allocation, and after a start that a node may have ended."""
+    preflight_limit_s: float = Field(60, gt=0)
+    """So long a node may take to answer; where half of them have answered, the others have less."""
+    min_memory_gb: float = Field(1.0, ge=0)
+    """[10⁹ bytes] Free memory that a node must have before a start; so too for the file systems that follow."""
+    min_tmp_gb: float = Field(0.5, ge=0)
+    min_shm_gb: float = Field(0.064, ge=0)
+    min_disk_gb: float = Field(1.0, ge=0)
+    """Where the run's folder is."""
+    min_link_mb_s: float = Field(10.0, ge=0)
+    """[10⁶ bytes/s] A sum over all nodes that is slower counts as failed; 0 is never."""
+    slow_node: float = Field(0.7, ge=0, lt=1)
+    """A node that computes at less than this share of the median is used last; 0 is never."""
+    cordon: Path | None = None
+    """The list of nodes that are not to be used, which several runs may share. None is cordon.jsonl in the run's
+    folder."""
+    cordon_hours: float = Field(24.0, gt=0)
+    """So long a node stays on it."""
+    cordon_stragglers: bool = False
+    """Whether a node whose ranks hold the others up is put on it too."""
 
     @property
     def ranks(self) -> int:

@@ -257,6 +257,10 @@ class WatchdogConfig(Section):
     save_s: float = Field(1800, ge=0)
     validate_s: float = Field(900, ge=0)
     """One batch of a validation."""
+    times: float = Field(20.0, ge=0)
+    """A step, save or batch of a validation may take no longer than so many times the median of the last ones, ..."""
+    least_s: float = Field(300.0, gt=0)
+    """... but so long in any case: a change of shapes compiles anew. `times` 0 leaves only the limits above."""
 
     @staticmethod
     def name(phase: str) -> str:

@@ -14,17 +14,7 @@ from pathlib import Path
 import torch
 
 from pretrain.errors import RunError
-
-# Dense bf16 peak [FLOP/s] from the vendors' data sheets, by a part of the device's name.
-_PEAK_BF16 = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "MI300X": 1307e12,
-}
-
+from pretrain.gpus import peak_of
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -74,11 +64,21 @@ def peak_flops(device: torch.device) -> float:
     A CPU's figure is therefore measured, on this rank's threads, in the type that the run computes in.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for part, peak in _PEAK_BF16.items():
-            if part in name:
-                return peak
+        known = peak_of(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
     return _measured(device)
+
+
+def memory_bandwidth(size: int = 2**26, repeats: int = 5) -> float:
+    """What the main memory moves, read and written together [byte/s], measured on this process's threads."""
+    source, target = torch.ones(size // 4), torch.empty(size // 4)
+    best = 0.0
+    for _ in range(repeats):
+        started = time.perf_counter()
+        target.copy_(source)
+        best = max(best, 2.0 * size / (time.perf_counter() - started))
+    return best
 
 
 def _measured(device: torch.device, size: int = 1024, repeats: int = 5) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 import time
@@ -20,6 +21,7 @@ from pretrain.engine import Engine
 from pretrain.errors import RunFailed
 from pretrain.guards import Guard, Verdict
 from pretrain.metrics import Throughput
+from pretrain.own_time import OwnTime
 from pretrain.schedule import learning_rate
 from pretrain.signals import StopFlag
 from pretrain.state import TrainState
@@ -49,6 +51,8 @@ class StepResult:
     """So long has passed since the last checkpoint that one is due."""
     rollback: bool = False
     """The run goes back to its last checkpoint now."""
+    compute_s: float | None = None
+    """This rank's own forward passes [s], before it met the others; None where it meets them in those (ZeRO 3)."""
 
 
 class Hooks(Protocol):
@@ -91,6 +95,7 @@ class Trainer:
         self.throughput = Throughput()
         self.guard = Guard(config.guards, state.guard, config.data_changes)
         self.clock, self._saved_at = clock, clock()
+        self._own = OwnTime(engine.device) if engine.zero_stage < 3 else None
 
     def run(self) -> Outcome:
         """Trains to the last step, validates and saves; or saves and returns early when a rank is asked to stop."""
@@ -157,7 +162,8 @@ class Trainer:
         state.sequences = self.loader.sequences_consumed
         state.tokens += int(tokens)
         self.throughput.stop(tokens, self.loader.wait_seconds - waited_before)
-        return StepResult(loss, norm, rate, int(tokens), stop > 0, verdict, timed > 0, rollback)
+        own = self._own.reading() if self._own is not None else None
+        return StepResult(loss, norm, rate, int(tokens), stop > 0, verdict, timed > 0, rollback, own)
 
     def _update(self, loss: float, rate: float) -> tuple[Verdict, float]:
         """Changes the weights, unless the guard or the gradient forbids it; the norm before clipping."""
@@ -175,7 +181,8 @@ class Trainer:
         total = torch.zeros((), dtype=torch.float64, device=self.engine.device)
         for rows in torch.arange(len(tokens)).split(self.micro_batch):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            loss = self.engine.loss_sum(tokens[part], labels[part], documents[part])
+            with self._own or contextlib.nullcontext():
+                loss = self.engine.loss_sum(tokens[part], labels[part], documents[part])
             self.engine.backward(loss, global_tokens)
             total += loss.detach().double()
         return float(total)

@@ -80,9 +80,9 @@ def train(config: RunConfig) -> int:
         exits.register(directory.exits, fence.generation, world.rank)
         setup_logging(directory.logs, world.rank)
         startup.mark("ranks")
-        heartbeat = Heartbeat(directory.heartbeats, world.rank, fence.generation)
+        heartbeat = Heartbeat(directory.heartbeats, world.rank, fence.generation, config.watchdog)
         heartbeat.beat("start", 0)
-        stack.enter_context(Watchdog(config.watchdog, heartbeat, directory.logs))
+        stack.enter_context(Watchdog(heartbeat, directory.logs))
         code = Run(config, directory, dataset, ranks, stop, fence, heartbeat, startup).go()
         ended = "the run has reached its last step" if code == EXIT_DONE else "another rank was asked to stop"
         exits.note(code, stop.reason or ended)
@@ -162,7 +162,7 @@ class Run:
     def after_step(self, result: StepResult, throughput: metrics.Throughput) -> None:
         """Writes a training record every `logging.every` steps, and at the first and the last."""
         step = self.state.step
-        self.heartbeat.beat("train", step)
+        self.heartbeat.beat("train", step, result.compute_s)
         exits.at(step)
         self.collector.step(step)
         if self.startup.ends("first step"):

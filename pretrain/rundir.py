@@ -90,7 +90,7 @@ class RunDirectory:
                 folder.mkdir(parents=True, exist_ok=True)
                 probe = folder / ".writable"
                 probe.touch()
-                probe.unlink()
+                probe.unlink(missing_ok=True)  # another host may be trying too
         except OSError as error:
             raise RunError(
                 f"Cannot write in the run directory ({error.filename}: {error.strerror}); "

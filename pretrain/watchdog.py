@@ -18,13 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pretrain import exits
-from pretrain.config import WatchdogConfig
 from pretrain.errors import EXIT_REQUEUE
 from pretrain.heartbeat import Heartbeat
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+FROZEN_S = 5.0
+"""A thread that only sleeps and looks is not late by so much on a machine that works."""
 LAST_WORDS_S = 30.0
 """So long a rank that is ended may take to say why."""
 
@@ -34,12 +35,11 @@ class Watchdog:
 
     def __init__(
         self,
-        limits: WatchdogConfig,
         heartbeat: Heartbeat,
         logs: Path,
         leave: Callable[[int], None] = os._exit,
     ) -> None:
-        self.limits, self.heartbeat, self.logs, self._leave = limits, heartbeat, logs, leave
+        self.heartbeat, self.logs, self._leave = heartbeat, logs, leave
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -56,17 +56,25 @@ class Watchdog:
 
     def _words(self) -> str:
         phase, silent = self.heartbeat.phase, time.monotonic() - self.heartbeat.last_seen
+        patience = self.heartbeat.patience
         return (
             f"Rank {self.heartbeat.rank} has been silent for {silent:.0f} s in phase {phase}, whose limit is "
-            f"{self.limits.of(phase):g} s (watchdog.{self.limits.name(phase)}); {self._behind()}"
+            f"{patience.of(phase):g} s ({patience.why(phase)}); {self._behind()}"
         )
 
     def _late(self) -> bool:
-        limit = self.limits.of(self.heartbeat.phase)
+        limit = self.heartbeat.patience.of(self.heartbeat.phase)
         return 0 < limit < time.monotonic() - self.heartbeat.last_seen
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._ended.wait(TICK_S):
+            stood_still, looked = time.monotonic() - looked - TICK_S, time.monotonic()
+            if stood_still > FROZEN_S:
+                # The whole process stood still (SIGSTOP, a suspended job, a paused machine): it could not have beaten,
+                # and goes on. Where only this rank did, the others' watchdogs tell, and it is the one that is mute.
+                log.warning("This process stood still for %.0f s, which do not count as silence.", stood_still)
+                self.heartbeat.last_seen += stood_still
             if self._late():
                 self._end()
                 return

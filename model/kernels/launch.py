@@ -74,11 +74,18 @@ _watchers: list[Callable[[Launch], None]] = []
 def describing() -> Iterator[list[Launch]]:
     """Inside, kernels are not run: what would have been launched is put into the list. Tensors may be "meta"."""
     launches: list[Launch] = []
-    _watchers.append(launches.append)
-    try:
+    with watching(launches.append):
         yield launches
+
+
+@contextlib.contextmanager
+def watching(watcher: Callable[[Launch], None]) -> Iterator[None]:
+    """Inside, kernels are not run: `watcher` is told of what would have been launched, and nothing is kept."""
+    _watchers.append(watcher)
+    try:
+        yield
     finally:
-        _watchers.remove(launches.append)
+        _watchers.remove(watcher)
 
 
 def launch(kernel: Any, grid: Grid, *args: Any, warps: int = 4, stages: int = 2, **constants: Any) -> None:

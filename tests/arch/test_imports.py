@@ -25,6 +25,9 @@ COMPOSITION_ROOT = (
     "pretrain/cli_bench.py",
     "pretrain/cli_cluster.py",
     "pretrain/cli_array.py",
+    "pretrain/cli_status.py",
+    "pretrain/cli_check.py",
+    "pretrain/cli_hosts.py",
 )
 # library → the only places that may import it
 OWNERS = {
@@ -41,8 +44,12 @@ LIGHT = (
     "pretrain/cli_array.py",
     "pretrain/cli_bench.py",
     "pretrain/cli_cluster.py",
+    "pretrain/cli_status.py",
+    "pretrain/cli_check.py",
+    "pretrain/cli_hosts.py",
     "pretrain/cluster_config.py",
     "pretrain/cli_data.py",
+    "pretrain/cli_plan.py",
     "pretrain/config.py",
     "pretrain/errors.py",
     "cluster/slurm.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster import deputy
-from cluster.deputy import STILL_LOOKS, Pulse, pulse_file, still
+from cluster.deputy import ASK_LOOKS, STILL_LOOKS, Pulse, pulse_file, watch
 
 
 def test_a_pulse_that_beats_is_not_still_and_one_that_cannot_be_read_is_not_judged(tmp_path):
@@ -20,8 +20,19 @@ def test_a_pulse_that_beats_is_not_still_and_one_that_cannot_be_read_is_not_judg
         else:
             pulse.write_text("the same from now on")
 
-    still(pulse, sleep)
+    assert "no pulse" in watch(pulse, lambda: True, sleep)
     assert len(looks) == 61 + STILL_LOOKS
+
+
+def test_a_node_that_the_job_has_lost_is_no_supervisors_whatever_its_pulse(tmp_path):
+    pulse, answers = tmp_path / "pulse", iter([True, True, False])
+    looks = []
+
+    def sleep(_):
+        looks.append(pulse.write_text(str(len(looks))))
+
+    assert "taken its node" in watch(pulse, lambda: next(answers), sleep)
+    assert len(looks) == 3 * ASK_LOOKS
 
 
 def test_the_pulse_beats_by_itself_and_leaves_nothing(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ClusterError
-from cluster.local import LocalJob
+from cluster.local import LocalJob, Place
 
 
 def job(tmp_path, code, ranks=2):
@@ -30,6 +30,18 @@ def test_each_rank_is_told_its_place(tmp_path):
     places = [(tmp_path / f"place-{r}").read_text().split() for r in range(3)]
     assert [p[:3] for p in places] == [["0", "0", "3"], ["1", "1", "3"], ["2", "2", "3"]]
     assert len({tuple(p[3:]) for p in places}) == 1
+
+
+def test_ranks_of_one_machine_among_several_are_told_theirs(tmp_path, capfd):
+    code = (
+        "names = ('LOCAL_RANK', 'LOCAL_WORLD_SIZE', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'MORE')\n"
+        "print(*(os.environ[n] for n in names))\nsys.exit(3 * (rank == 5))"
+    )
+    command = [sys.executable, "-c", f"import os, sys\nrank = int(os.environ['RANK'])\n{code}"]
+    place = Place(4, 8, "10.0.0.1", 29500, {"MORE": "yes"})
+    assert LocalJob(command, 2, tmp_path, place).wait() == 3
+    assert (tmp_path / "rank-5.out").read_text() == "1 2 8 10.0.0.1 29500 yes\n"
+    assert not list(tmp_path.glob("rank-[01].out")) and "rank 5: 1 2 8" in capfd.readouterr().err
 
 
 def test_a_failed_rank_ends_the_others_and_says_its_last_words(tmp_path, capfd):
@@ -74,7 +86,7 @@ time.sleep(60)
 """
     script = f"""
 import pathlib, sys
-from cluster.local import LocalJob
+from cluster.local import LocalJob, Place
 LocalJob([sys.executable, '-c', {rank!r}], 2, pathlib.Path({str(tmp_path)!r})).wait()
 """
     launcher = subprocess.Popen([sys.executable, "-c", script], cwd=root)

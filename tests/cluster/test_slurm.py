@@ -168,3 +168,15 @@ def test_a_controller_that_restarts_is_waited_for_and_a_refusal_is_not(tmp_path,
     stand_in(tmp_path, monkeypatch, "squeue", "echo 'Invalid job id specified' >&2; exit 1")
     with pytest.raises(ClusterError, match="Invalid job id"):
         slurm.patiently(["squeue"], slept.append)
+
+
+@pytest.mark.parametrize(("partition", "seconds"), [(None, 30.0), ("long", 0.0), ("bare", None)])
+def test_a_partitions_grace(tmp_path, monkeypatch, partition, seconds):
+    lines = {
+        None: "PartitionName=main Default=YES GraceTime=30 Hidden=NO",
+        "long": "PartitionName=long Default=NO GraceTime=0 Hidden=NO",
+        "bare": "PartitionName=bare Default=NO",
+    }
+    shown = [lines[partition]] if partition else list(lines.values())
+    monkeypatch.setattr(slurm, "command", lambda arguments: "\n".join(reversed(shown)))
+    assert slurm.grace_s(partition) == seconds

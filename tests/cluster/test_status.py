@@ -24,8 +24,9 @@ def test_a_run_is_read_from_its_files_alone(tmp_path):
     events = [{"event": "start", "start": 1}, {"event": "end", "start": 1, "decision": "relaunch"}]
     (tmp_path / "supervisor.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events) + '{"ev')
     status = read_status(tmp_path)
-    assert status.quarantined == 2 and status.ends == events[1:]
-    assert (status.step, status.steps, status.loss, status.checkpoints) == (2, 100, 2.0, [2])
+    assert status.quarantined == 2 and status.ends == events[1:] and status.causes == {"None": 1}
+    went = status.progress
+    assert (went.step, went.steps, went.loss, status.checkpoints, status.whole) == (2, 100, 2.0, [2], None)
     assert status.ranks[0].host == "n1"
     assert 4 < status.ranks[0].age_s < 60
 

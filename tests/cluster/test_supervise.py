@@ -295,3 +295,61 @@ def test_a_time_that_is_up_ends_the_ranks_and_is_told_once_they_know(tmp_path, m
     due = iter([None, None, 10])
     assert world.supervisor(due=lambda: next(due), wished=told.append).supervise() == 75
     assert told == [10] and 102 <= world.now < 104
+
+
+def test_ranks_that_have_said_why_they_left_are_not_waited_for_without_end(tmp_path, monkeypatch):
+    def never_buried(world):
+        world.leave("done")
+        world.leave("done", rank=1)
+        while True:
+            yield
+
+    world = World(tmp_path, monkeypatch, never_buried)
+    assert world.supervisor().supervise() == 0
+    assert 160 <= world.killed[0] < 163
+
+
+def test_a_rank_whose_own_limit_has_come_down_is_given_less_time(tmp_path, monkeypatch):
+    def hangs(world):
+        world.beat(0, 5)
+        path = world.folder / "heartbeats" / "rank-0.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "limit_s": 10.0}))
+        while True:
+            yield
+
+    world = World(tmp_path, monkeypatch, hangs, ends("done", 0))
+    supervisor = world.supervisor()
+    supervisor.limits = Limits({"": 1000.0})
+    assert supervisor.supervise() == 0
+    assert 154 < world.killed[0] < 159
+
+
+def test_a_rank_that_was_frozen_and_wakes_at_the_end_is_the_guilty_one(tmp_path, monkeypatch):
+    def hangs(world):
+        for rank in range(2):
+            world.beat(rank, 20, "save")
+        yield
+        world.leave("hang", rank=0)
+        world.leave("stopped", rank=1)
+        return 75
+
+    world = World(tmp_path, monkeypatch, hangs, ends("done", 0))
+    assert world.supervisor().supervise() == 0
+    assert (events(tmp_path)[0]["cause"]["rank"], events(tmp_path)[0]["cause"]["kind"]) == (1, "hang")
+
+
+def test_a_supervisor_that_stood_still_blames_nobody_for_it(tmp_path, monkeypatch):
+    def suspended(world):
+        world.beat(0, 5)
+        for _ in range(10):
+            yield
+        world.now += 500.0  # the whole job
+        for step in range(6, 9):
+            yield
+            world.beat(0, step)
+        world.leave("done")
+        return 0
+
+    world = World(tmp_path, monkeypatch, suspended)
+    assert world.supervisor().supervise() == 0
+    assert world.killed == []

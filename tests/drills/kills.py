@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.local import LocalJob
-from data_pipeline.dataset import Dataset
-from data_pipeline.order import Order
 from pretrain.checkpoint import newest
 from pretrain.files import sha256
 from tests.drills import ledger
@@ -57,10 +55,7 @@ def drill(folder: Path, dataset: Path, wanted: int, seed: int = 0, longest_s: fl
     config = write_config(folder, dataset, reference, CONFIG)
     if _start(reference, config).wait() != 0:
         raise RuntimeError("the undisturbed run failed")
-    with Dataset.open(dataset) as opened:
-        epoch = Order(
-            opened.split("train").block_tokens, [(0, SEQ_LEN)], BATCH, seed=0, shuffle=True
-        ).sequences_per_epoch
+    epoch = ledger.epoch(dataset, SEQ_LEN, BATCH)
     found.epochs = STEPS * BATCH / epoch
     while found.kills < wanted:
         run = folder / f"run-{found.runs}"

@@ -40,9 +40,9 @@ def test_the_ledger_misses_nothing(killed, tmp_path):
 
     assert problems(*lines) == []
     assert "exactly once" in problems(*lines[:7], *lines[8:])[0]
-    step, rows = json.loads(lines[3])
+    step, rows, mark = json.loads(lines[3])
     rows[next(iter(rows))][5] += 1
-    assert "epoch 0" in problems(*lines[:3], json.dumps([step, rows]) + "\n", *lines[4:])[0]
+    assert "epoch 0" in problems(*lines[:3], json.dumps([step, rows, mark]) + "\n", *lines[4:])[0]
 
 
 def test_harm_to_a_checkpoint_is_noticed(killed, tmp_path):

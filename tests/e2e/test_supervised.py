@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,8 @@ from cluster.run_files import events
 from pretrain.checkpoint import newest
 from pretrain.files import sha256
 from tests.e2e.runs import ROOT, command, start, training, wait_for, write_config
+
+PATIENCE_S = 300.0
 
 
 class Supervised:
@@ -77,3 +80,34 @@ def test_it_passes_a_stop_on_and_gives_up_what_no_start_mends(undisturbed, tmp_p
         words = job.process.communicate(timeout=120)[1]
         assert job.process.returncode == 1 and "data.seed" in words and "Next: give up" in words
     assert len([e for e in events(run) if e["event"] == "end"]) == 2, "no second try"
+
+
+def on_host(name, file, *arguments):
+    """The supervisor of one of the hosts in the file, which are all this machine."""
+    return Supervised(*arguments, "--hosts", file, "--host", name)
+
+
+def test_two_hosts_meet_in_the_folder_and_lose_a_rank_and_a_supervisor_but_no_bit(undisturbed, tmp_path):
+    config, reference = undisturbed
+    run, file = tmp_path / "run", tmp_path / "hosts"
+    file.write_text("a ranks=1 address=127.0.0.1  # leads\nb ranks=1 address=127.0.0.1\n")
+    arguments = (config, f"run_dir={run}", "train.steps=24", "eval.every=0")
+    with on_host("b", file, *arguments) as follower, on_host("a", file, *arguments) as leader:
+        wait_for(leader, lambda: 6 in training(run), PATIENCE_S)
+        os.kill(pid_of(run, 1), signal.SIGKILL)
+        wait_for(leader, lambda: 10 in training(run) and (run / "generations" / "000002.json").exists(), PATIENCE_S)
+        rank = pid_of(run, 1)
+        follower.process.kill()
+        with on_host("b", file, *arguments) as again:
+            words = leader.process.communicate(timeout=PATIENCE_S)[1]
+            assert leader.process.returncode == 0, words
+            assert again.process.wait(60) == 0, "it leaves as the leader does"
+        assert not Path(f"/proc/{rank}").exists(), "the ranks of a supervisor die with it"
+        with on_host("c", file, *arguments) as unknown:
+            assert "The host c is not in" in unknown.process.communicate(timeout=PATIENCE_S)[1]
+    ended = [e for e in events(run) if e["event"] == "end"]
+    assert [e["decision"] for e in ended] == ["relaunch", "relaunch", "finish"]
+    assert [e["ranks"] for e in events(run) if e["event"] == "start"] == [2, 2, 2]
+    assert "Traceback" not in words
+    assert training(run) == training(reference)
+    assert sha256(newest(run / "checkpoints").weights) == sha256(newest(reference / "checkpoints").weights)

@@ -20,12 +20,16 @@ import subprocess
 import sys
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("PHA_SLURM_SHARED", "/tmp/pha-slurm"))
 STATE = SHARED / "bed"
-NET = "10.99.7"
+NET, DATA = "10.99.7", "10.99.8"
+"""The networks: on each host's eth0 what manages the cluster, on a node's eth1 what ranks can be told to meet on."""
+CABLES = {"eth0": ("v", "br0"), "eth1": ("w", "br1")}
+"""A node's device → the letter of the cable's other end, and the bridge that it is plugged into."""
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge", "iproute2")
 LOGIN = "ctl"
 MARK = "pha-slurm-host"
@@ -109,7 +113,8 @@ def configure(nodes: int, node_timeout_s: int, kill_wait_s: int) -> None:
         "TaskPlugin": "task/cgroup" if v1 else "task/none",
         "MpiDefault": "none",
         "SelectType": "select/cons_tres",
-        "SelectTypeParameters": "CR_CPU",
+        "SelectTypeParameters": "CR_CPU_Memory",
+        "DefMemPerNode": 3000,
         "SlurmdParameters": "config_overrides",
         "SlurmdTimeout": node_timeout_s,
         "KillWait": kill_wait_s,
@@ -160,9 +165,10 @@ def boot(host: str) -> None:
 
     def plugged_in() -> bool:
         # The cable of an earlier life goes away a moment after its namespace, and the bridge may not be there yet.
-        steps = (
-            f"ip link del v-{host} 2>/dev/null; ip link add v-{host} type veth peer name p-{host} && "
-            f"ip link set v-{host} master br0 up && ip link set p-{host} netns {pid} name eth0"
+        steps = " && ".join(
+            f"{{ ip link del {end}-{host} 2>/dev/null; ip link add {end}-{host} type veth peer name p-{host}; }} && "
+            f"ip link set {end}-{host} master {bridge} up && ip link set p-{host} netns {pid} name {device}"
+            for device, (end, bridge) in reversed(CABLES.items())  # the daemons wait for the last one
         )
         return (
             subprocess.run(["nsenter", "-t", str(login), "-n", "sh", "-c", steps], capture_output=True).returncode == 0
@@ -189,11 +195,11 @@ def told(*command: str) -> str:
     return done.stdout
 
 
-def cable(host: str, state: str) -> None:
-    """`up` or `down`."""
-    subprocess.run(
-        ["nsenter", "-t", str(first_process(LOGIN)), "-n", "ip", "link", "set", f"v-{host}", state], check=True
-    )
+def cable(host: str, state: str, devices: Sequence[str] = tuple(CABLES)) -> None:
+    """`up` or `down`, for both cables of a node or those of these devices."""
+    for device in devices:
+        link = ["ip", "link", "set", f"{CABLES[device][0]}-{host}", state]
+        subprocess.run(["nsenter", "-t", str(first_process(LOGIN)), "-n", *link], check=True)
 
 
 def crash(host: str) -> None:

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.slurm.bed import LOGIN, ROOT, SHARED, STATE
+from tests.slurm.bed import CABLES, DATA, LOGIN, NET, ROOT, SHARED, STATE
 
 
 def run(*command: object) -> None:
@@ -32,14 +32,16 @@ def main() -> None:
     places(name)
     run("ip", "link", "set", "lo", "up")
     if name == LOGIN:
-        run("ip", "link", "add", "br0", "type", "bridge")
-        device = "br0"
+        for _, bridge in CABLES.values():
+            run("ip", "link", "add", bridge, "type", "bridge")
+            run("ip", "link", "set", bridge, "up")
+        run("ip", "addr", "add", f"{own}/24", "dev", "br0")
     else:
-        device = "eth0"
         while subprocess.run(["ip", "link", "show", "eth0"], capture_output=True).returncode:
             time.sleep(0.01)
-    run("ip", "addr", "add", f"{own}/24", "dev", device)
-    run("ip", "link", "set", device, "up")
+        for device, net in (("eth0", NET), ("eth1", DATA)):
+            run("ip", "addr", "add", f"{net}.{own.rpartition('.')[2]}/24", "dev", device)
+            run("ip", "link", "set", device, "up")
     daemons(name)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     while True:  # the first process has to bury all orphans

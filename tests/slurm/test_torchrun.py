@@ -56,14 +56,13 @@ def test_a_killed_rank_is_started_again_and_a_warning_saves_and_is_followed(fold
     assert ended(run)[0]["decision"] == "relaunch"
     seen = max(training(run))
     wait(lambda: max(training(run)) > seen and (run / "generations" / "000002.json").exists(), "the second start")
+    words = bed.told(sys.executable, "-m", "pretrain.cli", "logs", str(run), "--lines", "9999")
+    assert all(f"start-000002/rank-{rank}.out" in words for rank in (0, 1)) and f"step {seen + 1}/" in words
     bed.told("scancel", "--signal=USR1", "--batch", job)  # as Slurm does before the time limit
     wait(lambda: len(ended(run)) == 2, "the end of the second start")
     assert any(e["event"] == "successor" for e in events(run))
     assert [e["decision"] for e in ended(run)] == ["relaunch", "hand over"]
     assert ended(run)[1]["cause"]["kind"] == "stopped"
-    saved = newest(run / "checkpoints").step
-    assert saved == max(training(run))
-    words = bed.told(sys.executable, "-m", "pretrain.cli", "logs", str(run))
-    assert all(f"start-000002/rank-{rank}.out" in words for rank in (0, 1)) and f"step {saved}" in words
+    assert newest(run / "checkpoints").step == max(training(run))
     (run / "STOP").touch()
     bed.told("scancel", *bed.told("squeue", "-h", "-o", "%i").split())

@@ -1,0 +1,299 @@
+"""Every fault to a real run on a real Slurm, as a table: `python -m tests.slurm.drills [--only NAME] [--write FILE]`.
+
+Each drill has a cluster of its own. A run of a tiny PHA is launched, the fault is done at step 20, and nobody touches
+it again; in the end its records, its weights and a ledger of what every rank was given are compared with those of a run
+that nothing happened to. Results are kept beside the runs: a second call does only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from benchmarks.machine import describe
+from benchmarks.tables import Table
+from cluster.run_files import events, last_records
+from pretrain import metrics
+from pretrain.checkpoint import newest
+from pretrain.files import sha256
+from pretrain.markdown import check_section, write_section
+from tests.conftest import build_tiny_dataset
+from tests.drills import ledger
+from tests.e2e import runs
+from tests.e2e.runs import training, write_config
+from tests.slurm import bed, faults
+from tests.slurm.faults import Scene, wait
+
+SECTION = "make slurm-drills"
+STEPS, BATCH, SEQ_LEN, AT = 1000, 8, 32, 30
+CONFIG = (
+    runs.CONFIG.replace("steps: 14", f"steps: {STEPS}")
+    .replace("eval: {every: 6", "eval: {every: 0")
+    .replace("checkpoint: {every: 4", "checkpoint: {every: 20")
+)
+PYTHON = """#!/bin/sh
+# The interpreter of the drills: ranks write down what they are given.
+case "$2 $3" in
+    "pretrain.cli train") shift 2; PYTHONPATH="$PYTHONPATH:{root}" exec {python} -m tests.drills.ledger "$@" ;;
+esac
+PYTHONPATH="$PYTHONPATH:{root}" exec {python} "$@"
+"""
+NOTICED = ("silent", "end", "head lost", "no place")
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A fault, and the job that it is done to."""
+
+    name: str
+    fault: Callable[[Scene], None]
+    nodes: int = 2
+    spares: int = 1
+    settings: tuple[str, ...] = ()
+    before: Callable[[], None] = lambda: None
+    """Done to the cluster before the launch."""
+    check: Callable[[Scene], str] = lambda scene: ""
+    """What is wrong in the end, beside what is always looked at; empty is nothing."""
+    elastic: bool = False
+    """Whether fewer ranks finish the run: its numbers are then equal but for rounding."""
+
+
+@dataclass
+class Result:
+    """What came of a drill."""
+
+    name: str
+    noticed_s: float | None = None
+    """From the fault to the first word of a supervisor or deputy; None where there was nothing to notice."""
+    new_step_s: float | None = None
+    """From the fault to the first step of the next start."""
+    twice: int = 0
+    """Steps that were taken again."""
+    starts: int = 0
+    jobs: int = 0
+    problems: tuple[str, ...] = ()
+    equal: str = ""
+    """How the end compares with the undisturbed run's."""
+
+
+def _left_out(node: str) -> Callable[[Scene], str]:
+    return lambda scene: f"{node} was used" if any(node in start["nodes"] for start in scene.starts) else ""
+
+
+def _changed_node(scene: Scene) -> str:
+    first, last = scene.starts[0]["nodes"], scene.starts[-1]["nodes"]
+    return "" if first != last else "the same nodes again"
+
+
+def _old_one_left(scene: Scene) -> str:
+    if not scene.keep.get("alive"):
+        return "the old rank was gone before the new start trained: nothing was tried"
+    path = scene.run / "exits" / "000001" / "rank-0.json"
+    wait(path.exists, "the old rank's reason")
+    kind = json.loads(path.read_text())["kind"]
+    return "" if kind == "overtaken" else f"the old rank left as {kind}"
+
+
+def _killed(scene: Scene) -> str:
+    return "" if len(scene.starts) > 1 else "nothing was killed: nothing was tried"
+
+
+def _one_start(scene: Scene) -> str:
+    return "" if len(scene.starts) == 1 else "it was started again, for nothing"
+
+
+DRILLS = (
+    Drill("SIGKILL to a rank", faults.killed_rank),
+    Drill("SIGSTOP of a rank", faults.stopped_rank),
+    Drill("SIGKILL to a node's slurmd", faults.killed_slurmd),
+    Drill("SIGKILL to a node's slurmstepd", faults.killed_stepd),
+    Drill("a node crashes in silence", faults.crashed_node, check=_changed_node),
+    Drill("the first node crashes", faults.crashed_first_node, check=_changed_node),
+    Drill("a node is unplugged for 25 s", faults.unplugged_node),
+    Drill("only a node's data network is cut", faults.cut_data_network, check=_changed_node),
+    Drill("a node reboots faster than SlurmdTimeout", faults.rebooted_node),
+    Drill("a node is drained", faults.drained_node, check=_one_start),
+    Drill("scancel --signal=USR1", faults.signalled_job),
+    Drill("the time limit (1:30) comes", faults.nothing, settings=("cluster.time=1:30", "cluster.lead_s=20")),
+    Drill("preempted by a partition of higher priority", faults.preempted_job),
+    Drill("a node's memory is used up", faults.used_up_memory, check=_killed),
+    Drill("a node's /dev/shm is full when a rank is killed", faults.full_disk, check=_changed_node),
+    Drill(
+        "a node fails the pre-flight", faults.nothing, before=lambda: faults.fill("n2"), check=_left_out("n2")
+    ),
+    Drill("SIGKILL to both ranks while they save", faults.killed_while_saving),
+    Drill("two of four nodes crash, elastic", faults.lost_two_nodes, nodes=4, spares=0, elastic=True),
+    Drill("the controller is killed, then a rank", faults.restarted_controller),
+    Drill(
+        "the old start lives on, cut off", faults.old_start_lives_on, nodes=1, check=_old_one_left,
+        settings=("watchdog.step_s=900", "watchdog.save_s=900"),
+    ),
+)  # fmt: skip
+
+
+def drill(one: Drill, folder: Path) -> Result:
+    """Brings a cluster up, does it, and looks at what came of it."""
+    run = folder / one.name.translate({ord(c): "-" for c in " /:,()'="})
+    shutil.rmtree(run, ignore_errors=True)  # of a try that failed, or was broken off
+    scene, result = Scene(run), Result(one.name)
+    bed.up()
+    try:
+        one.before()
+        scene.job = launch(folder, run, one)
+        wait(lambda: scene.steps() >= AT, f"step {AT}")
+        one.fault(scene)
+        wait(lambda: finished(run), "the end of the run")
+        result.problems = tuple(filter(None, [one.check(scene)]))
+        wait(lambda: not bed.told("squeue", "-h", "-o", "%i").split(), "the end of all jobs")
+    except RuntimeError as error:
+        result.problems = (str(error),)
+    finally:
+        bed.down()
+    try:
+        measure(scene, one, result, folder)
+    except Exception as error:
+        result.problems += (f"nothing to measure: {error!r}",)
+    return result
+
+
+def launch(folder: Path, run: Path, one: Drill) -> str:
+    """Returns the job's number."""
+    settings = [
+        f"run_dir={run}", f"cluster.nodes={one.nodes}", f"cluster.spare_nodes={one.spares}", "cluster.time=30:00",
+        "watchdog.step_s=10", "watchdog.save_s=20", "cluster.interface=eth1", f"cluster.python={folder / 'python'}",
+        f"cluster.env={{{ledger.LEDGER}: {run / 'ledger'}}}", *one.settings,
+    ]  # fmt: skip
+    told = bed.told(sys.executable, "-m", "pretrain.cli", "launch", str(folder / "run.yaml"), "--json", *settings)
+    return str(json.loads(told)["job"])
+
+
+def finished(run: Path) -> bool:
+    """Whether a supervisor has found the run done, or has given it up."""
+    return any(e["event"] == "end" and e["decision"] in ("finish", "give up") for e in events(run))
+
+
+def measure(scene: Scene, one: Drill, result: Result, folder: Path) -> None:
+    """Fills in the result from the run's files."""
+    run, known = scene.run, events(scene.run)
+    again = [e for e in scene.starts if e["time"] > scene.at]
+    result.starts, result.jobs = len(scene.starts), len({e["job"] for e in scene.starts})
+    if again and scene.at:
+        result.noticed_s = next(e["time"] for e in known if e["event"] in NOTICED and e["time"] > scene.at) - scene.at
+        kept = [*superseded(run), *metrics.read(run / "metrics.jsonl")]
+        times = [r["time"] for r in metrics.of_kind(kept, "train") if r["time"] > again[0]["time"]]
+        result.new_step_s = min(times) - scene.at
+    result.twice = len(metrics.of_kind(superseded(run), "train"))
+    reference = folder / f"reference-{one.nodes}"
+    ours, theirs = training(run), training(reference)
+    dataset = folder / "data" / "dataset"
+    epoch = ledger.epoch(dataset, SEQ_LEN, BATCH)
+    result.problems += tuple(ledger.problems(run / "ledger", dataset, STEPS, BATCH, epoch, marks(run)))
+    if one.elastic:
+        apart = max(abs(ours[s][0] - theirs[s][0]) / theirs[s][0] for s in theirs)
+        result.equal = f"losses within {apart:.1e}"
+        result.problems += ("losses differ",) if apart > 1e-3 or ours.keys() != theirs.keys() else ()
+        return
+    ends = [sha256(newest(each / "checkpoints").weights) for each in (run, reference)]
+    same = ours == theirs and ends[0] == ends[1]
+    result.equal = "bit for bit" if same else "no"
+    result.problems += () if same else ("the run's end differs from the undisturbed one's",)
+
+
+def superseded(run: Path) -> list[dict]:
+    """Records of steps that were taken again."""
+    path = run / "metrics.superseded.jsonl"
+    return metrics.read(path) if path.exists() else []
+
+
+def marks(run: Path) -> list[str]:
+    """Of the run's starts, in order."""
+    return [json.loads(path.read_text())["mark"] for path in sorted((run / "generations").glob("*.json"))]
+
+
+def prepare(folder: Path) -> None:
+    """The dataset, the interpreter and the undisturbed runs, where they are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "run.yaml").exists():
+        dataset = build_tiny_dataset(folder / "data")
+        write_config(folder, dataset, folder / "reference-2", CONFIG)
+        (folder / "python").write_text(PYTHON.format(root=bed.ROOT, python=sys.executable))
+        (folder / "python").chmod(0o755)
+    for nodes in (1, 2, 4):
+        reference = folder / f"reference-{nodes}"
+        if not last_records(reference) or max(training(reference)) < STEPS:
+            job = runs.start(reference, folder / "run.yaml", f"run_dir={reference}", "train.threads=1", ranks=nodes)
+            if job.wait() != 0:
+                raise SystemExit(f"error: the undisturbed run on {nodes} ranks failed; see {reference / 'logs'}.")
+
+
+def table(results: list[Result], seconds: float) -> Table:
+    """For people."""
+    columns = ("harm", "noticed after", "first new step after", "steps taken twice", "starts (jobs)", "data", "the end")
+    shown = Table("Harm to runs on a real Slurm of four nodes", columns)
+    for one in results:
+        data = "whole" if not any("given" in p or "tokens" in p for p in one.problems) else "LOST"
+        shown.rows.append(
+            [
+                one.name,
+                "–" if one.noticed_s is None else f"{one.noticed_s:.1f} s",
+                "–" if one.new_step_s is None else f"{one.new_step_s:.1f} s",
+                str(one.twice),
+                f"{one.starts} ({one.jobs})",
+                data,
+                one.equal if not one.problems else f"FAILED: {'; '.join(one.problems)}",
+            ]
+        )
+    machine = describe()
+    shown.remarks.append(
+        f"{STEPS} steps of the nano model on one rank a node, a checkpoint every 20 steps, the fault at step {AT}; "
+        "limits: 10 s for a step, SlurmdTimeout 15 s, KillWait 10 s. All nodes share "
+        f"{machine['cores']} cores of {machine['processor']}. {seconds:,.0f} s in all."
+    )
+    shown.remarks.append(
+        "Noticed: the first word of a supervisor or a deputy. Data: what each rank was given, by a ledger that the "
+        "ranks keep: every sequence once. The end: losses, norms and rates of all steps and the final weights' bytes "
+        "against a run that nothing happened to."
+    )
+    return shown
+
+
+def main() -> None:
+    """Runs the drills; exits with 1 if one failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="drills whose name has this in it")
+    parser.add_argument("--folder", type=Path, default=bed.SHARED / "drills")
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    if reason := bed.missing():
+        sys.exit(f"error: {reason}.")
+    if options.write is not None:
+        check_section(options.write, SECTION)
+    prepare(options.folder)
+    kept = options.folder / "results.jsonl"
+    done = {}
+    for line in kept.read_text().splitlines() if kept.exists() else ():
+        done[json.loads(line)["name"]] = Result(**{**json.loads(line), "problems": tuple(json.loads(line)["problems"])})
+    began = time.monotonic()
+    for one in DRILLS:
+        if (options.only and options.only not in one.name) or (one.name in done and not done[one.name].problems):
+            continue
+        done[one.name] = drill(one, options.folder)
+        with kept.open("a") as file:
+            file.write(json.dumps(asdict(done[one.name])) + "\n")
+        print(json.dumps(asdict(done[one.name])), flush=True)
+    results = [done[one.name] for one in DRILLS if one.name in done]
+    text = table(results, time.monotonic() - began).markdown()
+    print(text)
+    if options.write is not None:
+        write_section(options.write, SECTION, text)
+    raise SystemExit(any(result.problems for result in results))
+
+
+if __name__ == "__main__":
+    main()
