@@ -81,7 +81,7 @@ class Beat:
         before = int(read_object(self._path).get("done", 0))
         self._tree: dict[str, Any] = {"task": task, "life": life, "host": socket.gethostname(), "pid": os.getpid()}
         self._tree |= {"beat": 0, "units": [], "done": before, "stage": "", "state": "works", "words": ""}
-        self._lock, self._over = threading.Lock(), threading.Event()
+        self._lock, self._writing, self._over = threading.Lock(), threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._go, args=(os.getppid(),), daemon=True)
 
     def say(self, **changes: Any) -> None:
@@ -113,13 +113,14 @@ class Beat:
                 self._write()
 
     def _write(self) -> None:
-        with self._lock:
-            self._tree |= {"beat": self._tree["beat"] + 1, "time": time.time()}
-            text = json.dumps(self._tree) + "\n"
-        # Not synced: nobody needs it after a power cut, and a slow disk must not hold up the work.
-        unfinished = self._path.with_name(f".{self._path.name}.{threading.get_ident()}")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(self._path)
+        with self._writing:  # an older text must not replace a newer one
+            with self._lock:
+                self._tree |= {"beat": self._tree["beat"] + 1, "time": time.time()}
+                text = json.dumps(self._tree) + "\n"
+            # Not synced: nobody needs it after a power cut, and a slow disk must not hold up the work.
+            unfinished = self._path.with_name(f".{self._path.name}")
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(self._path)
 
 
 class SharedStages(Stages):
