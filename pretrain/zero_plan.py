@@ -235,6 +235,7 @@ class Bucket:
 
 
 def padded(size: int, multiple: int) -> int:
+    """The next multiple."""
     return -(-size // multiple) * multiple
 
 
