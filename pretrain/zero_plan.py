@@ -235,7 +235,7 @@ class Bucket:
 
 
 def padded(size: int, multiple: int) -> int:
-    """The next multiple."""
+    """The smallest multiple that is at least `size`."""
     return -(-size // multiple) * multiple
 
 
