@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Other projects' packages, whose pins clash with ours: only benchmarks use them.
 PEERS  := .venv-peers
 
-.PHONY: help setup demo test lint format bench-data drills slurm slurm-drills slurm-down clean
+.PHONY: help setup demo test lint format bench-data drills slurm slurm-drills slurm-wide slurm-down clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ drills: setup  ## kill and damage real runs some 2,200 times and write docs/reli
 
 slurm-drills: setup  ## every fault to a real run on a real Slurm; writes docs/reliability.md (root; 40 minutes)
 	$(BIN)/python -m tests.slurm.drills --write docs/reliability.md
+
+slurm-wide: setup  ## harm to a job of 32 nodes with stand-ins for ranks; writes docs/scale.md (root; a quarter of an hour)
+	$(BIN)/python -m tests.slurm.wide --write docs/scale.md
 
 slurm: setup  ## a real Slurm of four nodes on this machine (root; Debian's packages), to try `pha launch` on
 	$(BIN)/python -m tests.slurm.bed up

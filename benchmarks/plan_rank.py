@@ -33,7 +33,7 @@ from pretrain.deepspeed_config import batch_split
 from pretrain.determinism import settle
 from pretrain.distributed import Ranks, discover
 from pretrain.engine import Engine
-from pretrain.hardware import keep_memory, usable_cores
+from pretrain.hardware import keep_memory, memory_bandwidth, peak_flops, usable_cores
 from pretrain.loop import StepResult, Trainer
 from pretrain.metrics import Throughput
 from pretrain.signals import StopFlag
@@ -100,6 +100,7 @@ def measure(overrides: list[str], ranks: Ranks) -> dict[str, Any]:
         config_file.apply_override(tree, override)
     config = config_file.parse(tree, "case")
     micro, _ = batch_split(config, ranks.world.size)
+    rates = peak_flops(ranks.device), memory_bandwidth()  # now, since other work on the machine changes them
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     ranks.barrier()
@@ -112,7 +113,8 @@ def measure(overrides: list[str], ranks: Ranks) -> dict[str, Any]:
     Trainer(config, ranks, engine, loader, TrainState(), cast(Any, hooks), StopFlag(), micro).run()
     peak = resident("VmHWM") - before
     engine._engine.destroy()
-    return {"peak": peak, "built": built, "before": before, "step_s": statistics.median(hooks.seconds[1:])}
+    seconds = statistics.median(hooks.seconds[1:])
+    return {"peak": peak, "built": built, "before": before, "step_s": seconds, "rates": rates}
 
 
 def main() -> None:

@@ -155,8 +155,8 @@ def one_rank(found: dict[str, Any]) -> Table:
     machine = describe()
     table.remarks.append(
         f"{machine['cores']} cores of {machine['processor']} with other work (load {machine['load_before']:.0f}): "
-        "times are upper bounds, and they do not depend on the step. Files are in the page "
-        f"cache. Of three starts the quickest; `again` is the median of {RESUMES} streams made anew on the open data."
+        "times are upper bounds, and what is to be seen is that they do not depend on the step. Files are in the page "
+        f"cache. Of three starts the quickest. `again`: the median of {RESUMES} streams made anew on the open dataset."
     )
     return table
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.errors import ClusterError
 
@@ -68,9 +68,25 @@ class Job:
             raise ClusterError(f"{folder} holds no job that can be read ({error}); launch the run again.") from None
 
 
+class Scripted(Protocol):
+    """What sbatch can be given."""
+
+    @property
+    def folder(self) -> str:
+        """Absolute; it holds `job.sh`."""
+
+    @property
+    def directives(self) -> dict[str, str]:
+        """Options of sbatch, by name."""
+
+
 def new_folder(run: Path) -> Path:
     """A fresh `launch/000001` in the run's folder. Raises OSError."""
-    parent = run / FOLDER
+    return numbered_folder(run / FOLDER)
+
+
+def numbered_folder(parent: Path) -> Path:
+    """A fresh `000001` in a folder, which is made if it is missing. Raises OSError."""
     parent.mkdir(parents=True, exist_ok=True)
     number = 1 + max((int(path.name) for path in parent.iterdir() if path.name.isdigit()), default=0)
     while True:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from cluster import slurm
@@ -21,7 +22,7 @@ from cluster.deputy import COUNT, Pulse, arguments
 from cluster.errors import ClusterError
 from cluster.health import Health
 from cluster.job import Job, place
-from cluster.policy import BLAMED, Action, Budget, Cause, Decision
+from cluster.policy import BLAMED, KILLS, Action, Budget, Cause, Decision
 from cluster.run_files import STOP, newest_start, save_seconds
 from cluster.step import Step, begin
 from cluster.successor import Successor
@@ -55,6 +56,7 @@ class JobSupervisor:
         self._end: float | None = None
         self._lead = (float(job.lead_s), -math.inf)
         self._overtaken = False
+        self._killed = Counter[str]()
 
     def go(self) -> int:
         """Supervises until the run is done or this job cannot go on; then another one follows, if it should."""
@@ -149,7 +151,10 @@ class JobSupervisor:
         """A node whose rank was silent, or that is lost, is the last choice from now on."""
         self._overtaken = cause.kind == "overtaken"
         self.health.heard(cause)
-        if decision.action is Action.RELAUNCH and cause.kind in BLAMED and cause.host in self.used:
+        if decision.action is not Action.RELAUNCH or cause.host not in self.used:
+            return
+        self._killed[cause.host] += cause.kind == "killed"
+        if cause.kind in BLAMED or self._killed[cause.host] >= KILLS:
             self.blamed.append(cause.host)
 
     def _port(self, head: str, number: int) -> int:

@@ -63,6 +63,9 @@ TABLE = {
 BLAMED = ("silent", "hang")
 """Kinds of which the node where it happened is the last choice from then on."""
 
+KILLS = 2
+"""So many of ranks on one node, in one job, make it the last choice too: the first may have been an accident."""
+
 _LAST = ("peer lost", "stopped", "done")
 """Kinds that follow from something else where there is something else."""
 

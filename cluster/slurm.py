@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
-from cluster.job import CODE, SCRIPT, Job
+from cluster.job import CODE, SCRIPT, Job, Scripted
 
 _REASONS = {
     "PYTHONUNBUFFERED": ("1", "lines reach the logs when they are written"),
@@ -29,7 +29,7 @@ def render(job: Job) -> str:
     lines = [
         "#!/bin/bash",
         f"# The run {job.run}, written by `pha launch`. Submit it again and the run goes on.",
-        *(f"#SBATCH --{name}={_directive(name, value)}" for name, value in job.directives.items()),
+        *(f"#SBATCH --{name}={directive(name, value)}" for name, value in job.directives.items()),
         "# The supervisor is asked to stop so long before the limit; Slurm may do it up to a minute earlier.",
         f"#SBATCH --signal=B:USR1@{job.lead_s}",
         "# A lost node costs the run a restart and not the allocation; Slurm's own requeue would wait for two minutes.",
@@ -53,7 +53,8 @@ def render(job: Job) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _directive(name: str, value: str) -> str:
+def directive(name: str, value: str) -> str:
+    """The value as it can stand in a #SBATCH line. Raises ClusterError."""
     if re.search(r"[\"'`$\\\n]", value):
         raise ClusterError(
             f"The option --{name} of the job would be {value!r}, and quotes, $, backslashes and line ends cannot stand "
@@ -111,7 +112,7 @@ def _run(arguments: Sequence[str], timeout_s: float = 60.0) -> subprocess.Comple
     return done
 
 
-def submit(job: Job, *, test_only: bool = False, exclude: Sequence[str] = ()) -> str:
+def submit(job: Scripted, *, test_only: bool = False, exclude: Sequence[str] = ()) -> str:
     """Hands the job's script to sbatch; returns its number, or with `test_only` what sbatch thinks of it.
 
     `exclude` are nodes not to be given, beside those of the script.
@@ -122,7 +123,7 @@ def submit(job: Job, *, test_only: bool = False, exclude: Sequence[str] = ()) ->
     return command(["sbatch", "--parsable", *_exclude(job, exclude), script]).strip().partition(";")[0]
 
 
-def _exclude(job: Job, nodes: Sequence[str]) -> list[str]:
+def _exclude(job: Scripted, nodes: Sequence[str]) -> list[str]:
     """sbatch's option, which replaces the script's."""
     banned = [*filter(None, [job.directives.get("exclude", "")]), *nodes]
     return [f"--exclude={','.join(banned)}"] if nodes else []
@@ -200,7 +201,7 @@ _LOST = ("down", "fail", "not_resp", "unk", "power", "reboot")
 
 
 SETTLE_S = 30.0
-"""So long a node may be silent without being lost: after a node had crashed, Slurm showed healthy ones as silent for ten
+"""So long a node may be silent without being lost: after one had crashed, Slurm showed healthy ones as silent for ten
 seconds (seen with 32 nodes; most likely because it asks nodes by way of each other)."""
 
 

@@ -185,12 +185,19 @@ class Supervisor:
         return Cause(kind, "The ranks ended before they had joined the run; their output says why.")
 
     def _who(self, cause: Cause, start: int) -> Cause:
-        """A rank's watchdog tells of a hang, and most often of another rank's: one that could say nothing itself."""
+        """A rank's watchdog tells of a hang, and most often of another rank's: one that could say nothing itself.
+
+        A rank that was killed says nothing either: its node is known where all who said nothing were on one.
+        """
         beats = [beat for beat, when in self._seen.values() if when > -math.inf]  # of this start
+        notes = exit_notes(self.run_folder, start)
+        if cause.kind == "killed" and notes:
+            hosts = {str(beat["host"]) for beat in beats} - {str(note.get("host")) for note in notes}
+            return dataclasses.replace(cause, host=hosts.pop()) if len(hosts) == 1 else cause
         if cause.kind != "hang" or not beats:
             return cause
         # One that was frozen may wake for a moment when the others are ended: only who tells of a hang has been awake.
-        spoke = {note.get("rank") for note in exit_notes(self.run_folder, start) if note.get("kind") == "hang"}
+        spoke = {note.get("rank") for note in notes if note.get("kind") == "hang"}
         mute = [beat for beat in beats if beat["rank"] not in spoke]
         behind = min(mute or beats, key=lambda beat: (beat["step"], beat["time"]))
         return dataclasses.replace(cause, rank=int(behind["rank"]), host=str(behind["host"]))

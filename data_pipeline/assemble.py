@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.build_plan import Plan, finished_directory, settings_of
-from data_pipeline.build_pool import Task
+from data_pipeline.build_plan import Plan, Task, finished_directory, settings_of, wanted_splits, write_atomically
 from data_pipeline.clean import CleaningReport
+from data_pipeline.compare import overlaps_of
 from data_pipeline.encode import STAGE as ENCODED
-from data_pipeline.encode import overlaps_of, tokenizer_directory, tokenizer_of
+from data_pipeline.encode import tokenizer_directory, tokenizer_of
 from data_pipeline.layout import STAGE as SHARDS
 from data_pipeline.layout import choose_block_tokens, lay_out, load_layout, read_rows, save_layout
 from data_pipeline.schema import (
@@ -29,13 +31,14 @@ from data_pipeline.schema import (
     token_dtype,
 )
 from data_pipeline.shards import HashingFile, shard_name
-from data_pipeline.split import SPLITS, SplitName
+from data_pipeline.split import SplitName
+from data_pipeline.spool import range_count, spool_totals
 from data_pipeline.tokenizer import Tokenizer
 
 _TOTALS = "totals.json"
 
 
-def make_layout(plan: Plan, splits: list[SplitName], ranges: int) -> None:
+def make_layout(plan: Plan, ranges: int) -> None:
     """Lay out all splits, if that is not done yet. Raises OSError."""
     target = plan.result("layout", "splits")
     if target.exists():
@@ -44,9 +47,7 @@ def make_layout(plan: Plan, splits: list[SplitName], ranges: int) -> None:
     with finished_directory(target) as directory:
         totals: dict[str, Any] = {}
         block_tokens = plan.config.block_tokens
-        for split in SPLITS:  # train comes first: its tokens decide about the size of a block
-            if split not in splits:
-                continue
+        for split in wanted_splits(plan.config):  # train comes first: its tokens decide about the size of a block
             rows = read_rows(plan, split, ranges)
             tokens, bytes_, words = (
                 sum(int(part[name].sum(dtype=np.int64)) for part in rows) for name in ("tokens", "bytes", "words")
@@ -77,18 +78,35 @@ def shard_tasks(plan: Plan) -> list[Task]:
     ]
 
 
+def publish(plan: Plan, fingerprint: str) -> None:
+    """Assemble the dataset and put it where it was wanted, by a rename. Raises OSError."""
+    totals = spool_totals(plan)
+    output = plan.config.output
+    os.rename(assemble(plan, fingerprint, totals.reports, range_count(plan, totals)), output)  # noqa: PTH104
+    descriptor = os.open(output.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def assemble(plan: Plan, fingerprint: str, reports: tuple[CleaningReport, ...], ranges: int) -> Path:
     """Put the finished shards, tables, tokenizer and index into one directory; may be repeated after a kill.
 
+    Files appear whole: should one who was taken for dead come back, what he writes are the same bytes, or nothing.
     Raises OSError.
     """
     directory = plan.directory / "dataset"
     (directory / "index").mkdir(parents=True, exist_ok=True)
     directory.chmod(0o755)
+    for leftover in directory.rglob("*.tmp-*"):
+        leftover.unlink(missing_ok=True)
     totals = read_totals(plan)
     splits = {split: _assemble_split(plan, directory, split, total) for split, total in totals["splits"].items()}
     tokenizer = tokenizer_of(plan)
-    shutil.copyfile(tokenizer_directory(plan) / tokenizer.file_name, directory / tokenizer.file_name)
+    unfinished = directory / f"{tokenizer.file_name}.tmp-{os.getpid()}"
+    shutil.copyfile(tokenizer_directory(plan) / tokenizer.file_name, unfinished)
+    unfinished.replace(directory / tokenizer.file_name)
     info, dtype = tokenizer_info(tokenizer), token_dtype(tokenizer.vocab_size)
     _count_encoded(plan, reports, ranges)
     sources = [source.spec for source in plan.config.canonical_sources()]
@@ -101,8 +119,8 @@ def assemble(plan: Plan, fingerprint: str, reports: tuple[CleaningReport, ...], 
         report=report_of(dict(zip(sources, reports, strict=True))) | {"overlaps": overlaps_of(plan).report()},
         config=settings_of(plan.config),
     )
-    (directory / INDEX_FILE).write_text(index.to_json(), encoding="utf-8")
-    (directory / BUILD_FILE).write_text(json.dumps({"fingerprint": fingerprint}) + "\n", encoding="utf-8")
+    write_atomically(directory / INDEX_FILE, index.to_json())
+    write_atomically(directory / BUILD_FILE, json.dumps({"fingerprint": fingerprint}) + "\n")
     return directory
 
 
@@ -125,7 +143,8 @@ def _assemble_split(plan: Plan, directory: Path, split: SplitName, total: dict[s
         name = shard_name(split, number)
         finished = plan.result(SHARDS, name)
         if not (directory / name).exists():
-            (finished / name).rename(directory / name)
+            with suppress(FileNotFoundError):  # moved by another one just now
+                (finished / name).rename(directory / name)
         shards.append(ShardInfo.model_validate_json((finished / "record.json").read_bytes()))
         checksums.append(np.load(finished / "checksums.npy", allow_pickle=False))
     blocks = np.array(layout.blocks)
@@ -143,12 +162,14 @@ def _assemble_split(plan: Plan, directory: Path, split: SplitName, total: dict[s
 
 
 def _write_table(path: Path, table: np.ndarray) -> TableInfo:
-    file = HashingFile(path)
+    unfinished = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    file = HashingFile(unfinished)
     header = {"descr": np.lib.format.dtype_to_descr(table.dtype), "fortran_order": False, "shape": (len(table),)}
     np.lib.format.write_array_header_1_0(file, header)
     for first in range(0, len(table), 1 << 16):
         file.write(table[first : first + (1 << 16)].tobytes())
     file.close()
+    unfinished.replace(path)
     return TableInfo(name=path.name, sha256=file.hexdigest())
 
 

@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
-from collections import Counter
 from pathlib import Path
 
-from data_pipeline.assemble import assemble, make_layout, shard_tasks
 from data_pipeline.build_plan import (
     PLAN_FILE,
     Plan,
@@ -33,15 +30,13 @@ from data_pipeline.build_plan import (
     work_directory,
     write_plan,
 )
-from data_pipeline.build_pool import Pool, Task
+from data_pipeline.build_pool import Pool
+from data_pipeline.build_stages import Stages
 from data_pipeline.config import BuildConfig
 from data_pipeline.dataset import Dataset
-from data_pipeline.encode import check_encoded, make_overlaps, make_tokenizer
 from data_pipeline.errors import DataError, Interrupted
 from data_pipeline.progress import BuildProgress
 from data_pipeline.schema import BUILD_FILE
-from data_pipeline.split import SPLITS, SplitName
-from data_pipeline.spool import SpoolTotals, drop_texts, range_count, spool_totals
 
 
 def build(config: BuildConfig, progress: bool = True, workers: int = 1, finish: bool = False) -> Dataset:
@@ -62,17 +57,17 @@ def build(config: BuildConfig, progress: bool = True, workers: int = 1, finish: 
     """
     fingerprint = fingerprint_of(config)
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
-        _check_finished(config.output, fingerprint)
+        check_finished(config.output, fingerprint)
         return Dataset.open(config.output)
     plan = make_plan(config, fingerprint)
     shown = BuildProgress(progress)
     try:
         with locked(plan.directory, "alone"):
-            _begin(plan, shown, anew=not finish)
+            begin(plan, shown, anew=not finish)
             with Pool(plan, workers) as pool:
-                _run(_Build(plan, shown, pool), fingerprint, finish)
+                _run(Stages(plan, shown, pool), fingerprint, finish)
     except OSError as error:
-        raise _explain(error, config.output) from error
+        raise explain(error, config.output) from error
     return Dataset.open(config.output)
 
 
@@ -89,20 +84,42 @@ def build_part(config: BuildConfig, part: int, parts: int, progress: bool = True
         raise DataError(f"part {part}/{parts} does not exist: parts are 1/{parts} to {parts}/{parts}.")
     fingerprint = fingerprint_of(config)
     if config.output.exists():
-        _check_finished(config.output, fingerprint)
+        check_finished(config.output, fingerprint)
         return True
     plan = make_plan(config, fingerprint)
     try:
         with locked(plan.directory, "shared"):
             shown = BuildProgress(progress)
-            _begin(plan, shown, anew=False)
+            begin(plan, shown, anew=False)
             with Pool(plan, workers) as pool:
-                return _Build(plan, shown, pool).share(part - 1, parts)
+                return Stages(plan, shown, pool).share(part - 1, parts)
     except OSError as error:
-        raise _explain(error, config.output) from error
+        raise explain(error, config.output) from error
 
 
-def _check_finished(output: Path, fingerprint: str) -> None:
+def prepare(config: BuildConfig, progress: bool = True) -> str | None:
+    """Plan a build that others will do (:mod:`data_pipeline.build_array`), and leave the plan in the work directory.
+
+    What is there of the same build stays, and is gone on from. Returns the fingerprint; None if all is built already.
+
+    Raises:
+        DataError: like :func:`build`.
+    """
+    fingerprint = fingerprint_of(config)
+    if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
+        check_finished(config.output, fingerprint)
+        return None
+    plan = make_plan(config, fingerprint)
+    try:
+        with locked(plan.directory, "alone", where_possible=True):
+            begin(plan, BuildProgress(progress), anew=True)
+    except OSError as error:
+        raise explain(error, config.output) from error
+    return fingerprint
+
+
+def check_finished(output: Path, fingerprint: str) -> None:
+    """Raises DataError unless `output` is the dataset of this fingerprint; tidies up what a kill has left beside it."""
     try:
         recorded = json.loads((output / BUILD_FILE).read_text(encoding="utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -114,11 +131,11 @@ def _check_finished(output: Path, fingerprint: str) -> None:
         )
     leftover = work_directory(output)
     if leftover.exists():  # killed between the last rename and the tidying up
-        with locked(leftover, "alone"):
+        with locked(leftover, "alone", where_possible=True):
             shutil.rmtree(leftover)
 
 
-def _begin(plan: Plan, progress: BuildProgress, anew: bool) -> None:
+def begin(plan: Plan, progress: BuildProgress, anew: bool) -> None:
     """Make the work directory the plan's: new, continued, or (if `anew`) emptied of another configuration's work."""
     recorded = recorded_plan(plan.directory)
     if recorded is None and not anew and (plan.directory / PLAN_FILE).exists():
@@ -139,120 +156,22 @@ def _begin(plan: Plan, progress: BuildProgress, anew: bool) -> None:
     write_plan(plan)
 
 
-def _run(work: _Build, fingerprint: str, finish: bool) -> None:
+def _run(work: Stages, fingerprint: str, finish: bool) -> None:
     """All stages, and the rename; a failure that would repeat itself removes the work. Raises DataError, OSError."""
-    directory, output = work.plan.directory, work.plan.config.output
+    directory = work.plan.directory
     try:
-        os.rename(work.all_stages(fingerprint, finish), output)  # noqa: PTH104 - the better known semantics
+        work.all_stages(fingerprint, finish)
     except Interrupted:
         raise
     except DataError:
         if not finish:
             shutil.rmtree(directory, ignore_errors=True)
         raise
-    _sync(output.parent)
     shutil.rmtree(directory, ignore_errors=True)
 
 
-class _Build:
-    """The stages of one build, as far as they are not done."""
-
-    def __init__(self, plan: Plan, progress: BuildProgress, pool: Pool) -> None:
-        self.plan, self.progress, self.pool = plan, progress, pool
-
-    def all_stages(self, fingerprint: str, finish: bool) -> Path:
-        """Everything that is missing; gives the directory of the finished dataset. Raises DataError, OSError."""
-        tasks = self._spool_tasks()
-        if finish and tasks:
-            raise DataError(
-                f"{len(tasks)} of the {len(self.plan.parts)} parts of {self.plan.config.output} are not finished: run "
-                "pha data build with --part I/N for the missing shares, or without --finish."
-            )
-        self._do("read", tasks)
-        totals = spool_totals(self.plan)
-        self._check_splits(totals)
-        ranges = range_count(self.plan, totals)
-        encode = self._encode_tasks(ranges)
-        if encode:
-            self._tokenizer(totals, ranges)
-            self._do("encode", encode, sum(totals.bytes.values()))
-        check_encoded(self.plan, ranges, self._wanted_splits())
-        drop_texts(self.plan)
-        make_layout(self.plan, self._wanted_splits(), ranges)
-        self._do("write shards", shard_tasks(self.plan))
-        return assemble(self.plan, fingerprint, totals.reports, ranges)
-
-    def share(self, first: int, step: int) -> bool:
-        """Every `step`-th task of reading and, if all reading is done, of encoding. Raises DataError, OSError."""
-        self._do("read", [task for task in self._spool_tasks() if task[1] % step == first])
-        if self._spool_tasks():
-            return False
-        totals = spool_totals(self.plan)
-        self._check_splits(totals)
-        ranges = range_count(self.plan, totals)
-        tasks = [task for task in self._encode_tasks(ranges) if task[1] % step == first]
-        if tasks:
-            self._tokenizer(totals, ranges)
-            self._do("encode", tasks)
-        return True
-
-    def _do(self, name: str, tasks: list[Task], total: int | None = None) -> None:
-        with self.progress.phase(name, total) as advance:
-            self.pool.run(tasks, advance)
-
-    def _spool_tasks(self) -> list[Task]:
-        numbers = range(len(self.plan.parts))
-        return [["spool", n] for n in numbers if not self.plan.result("spool", n).exists()]
-
-    def _encode_tasks(self, ranges: int) -> list[Task]:
-        return [["encode", n, ranges] for n in range(ranges) if not self.plan.result("encoded", n).exists()]
-
-    def _tokenizer(self, totals: SpoolTotals, ranges: int) -> None:
-        clean = self.plan.config.clean
-        if clean.near_dedup is not None or clean.decontaminate is not None:
-            self.progress.say("comparing texts with each other, for near_dedup or decontaminate")
-        make_overlaps(self.plan, ranges)
-        expected = min(self.plan.config.tokenizer.sample_bytes, totals.bytes["train"])
-        with self.progress.phase("train tokenizer", expected) as advance:
-            make_tokenizer(self.plan, ranges, advance)
-
-    def _wanted_splits(self) -> list[SplitName]:
-        config = self.plan.config
-        shares = {"validation": config.validation_fraction, "test": config.test_fraction}
-        return [split for split in SPLITS if shares.get(split, 1.0) > 0.0]
-
-    def _check_splits(self, totals: SpoolTotals) -> None:
-        config = self.plan.config
-        documents = sum(totals.documents.values())
-        if documents == 0:
-            read = sum(report.documents_read for report in totals.reports)
-            rejected = sum((Counter(report.rejected) for report in totals.reports), Counter())
-            named = ", ".join(source.spec for source in config.canonical_sources())
-            reasons = ", ".join(f"{rule} {count}" for rule, count in rejected.items()) or "none rejected"
-            raise DataError(
-                f"no document is left of the {read} read from {named} ({reasons}): "
-                "check the sources and the rules of clean, "
-                f"lower min_characters ({config.min_characters}) or raise max_source_bytes."
-            )
-        for split in self._wanted_splits():
-            if totals.documents[split] == 0:
-                raise DataError(
-                    f"the {split} split got none of the {documents} documents: add text, or set {split}_fraction "
-                    "higher or to 0 to leave it out."
-                    if split != "train"
-                    else f"train got none of the {documents} documents: lower validation_fraction and test_fraction."
-                )
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _explain(error: OSError, output: Path) -> DataError:
+def explain(error: OSError, output: Path) -> DataError:
+    """An error of the disk as a sentence."""
     work = work_directory(output)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError(

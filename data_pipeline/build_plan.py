@@ -39,12 +39,16 @@ from data_pipeline.sources import Part as SourcePart
 from data_pipeline.sources import SourceConfig, describe_source
 from data_pipeline.sources import plan_parts as plan_source
 from data_pipeline.sources import read_part as read_piece
+from data_pipeline.split import SPLITS, SplitName
 from data_pipeline.tokenizer import load_tokenizer
 
 #: Raised whenever the same sources and settings would give other tokens, so that old outputs count as out of date.
 PROCESSING_VERSION = 4
 PLAN_FILE = "plan.json"
+#: A stage and its arguments, as JSON.
+Task = list[Any]
 _LOCK = "building.lock"
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,12 @@ def read_part(part: Part, scratch: Path) -> Iterator[Document]:
     Raises DataError as the source does.
     """
     return (document for piece in part.pieces for document in read_piece(piece, scratch))
+
+
+def wanted_splits(config: BuildConfig) -> list[SplitName]:
+    """The splits that are not left out, train first."""
+    shares = {"validation": config.validation_fraction, "test": config.test_fraction}
+    return [split for split in SPLITS if shares.get(split, 1.0) > 0.0]
 
 
 def settings_of(config: BuildConfig) -> dict[str, Any]:
@@ -182,19 +192,25 @@ def recorded_plan(directory: Path) -> str | None:
 
 
 @contextmanager
-def locked(directory: Path, mode: Literal["alone", "shared"]) -> Iterator[None]:
+def locked(directory: Path, mode: Literal["alone", "shared"], where_possible: bool = False) -> Iterator[None]:
     """Hold the work directory (made if missing) against builds that need it alone; freed when the process dies.
+
+    `where_possible` goes on without the lock on a file system that has none (Lustre without ``-o flock``): for those
+    who have another way to know of each other.
 
     Raises DataError if another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / _LOCK).open("ab") as lock:
+    with (directory / _LOCK).open("a+b") as lock:  # NFS locks for sharing only what is open for reading
         try:
             fcntl.flock(lock, (fcntl.LOCK_EX if mode == "alone" else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DataError(
                 f"{directory} is in use by another build of the same output: wait for it, or stop it first."
             ) from None
+        except OSError as error:
+            if not (where_possible and error.errno in _NO_LOCKS):
+                raise
         yield
 
 

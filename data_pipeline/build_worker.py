@@ -10,7 +10,8 @@ import sys
 import threading
 from typing import Any, TextIO
 
-from data_pipeline.build_pool import Task, plan_of, run_task
+from data_pipeline.build_plan import Task
+from data_pipeline.build_pool import plan_of, run_task
 from data_pipeline.errors import DataError, Interrupted
 
 
@@ -42,7 +43,8 @@ def answer(directory: str, task: Task) -> dict[str, Any]:
     except OSError as error:
         if error.errno is None:
             raise
-        return {"error": error.strerror or str(error), "errno": error.errno}
+        where = f"{error.filename}: " if error.filename else ""
+        return {"error": f"{where}{error.strerror or error}", "errno": error.errno}
     return {"documents": documents, "bytes": bytes_}
 
 

@@ -36,6 +36,15 @@ class DecontaminationReport:
     bytes_dropped: int = 0
     samples: list[tuple[str, str]] = field(default_factory=list)
 
+    def merge(self, other: DecontaminationReport) -> None:
+        """Add what was found in the documents that follow, with the same held-out text."""
+        self.documents += other.documents
+        self.bytes += other.bytes
+        self.held_out_ngrams = other.held_out_ngrams
+        self.dropped += other.dropped
+        self.bytes_dropped += other.bytes_dropped
+        self.samples = [*self.samples, *other.samples][:_SAMPLES]
+
 
 def held_out_ngrams(texts: Iterable[str], n: int = 13) -> np.ndarray:
     """Sorted distinct hashes of the word n-grams of held-out texts: uint64 [n-grams], 8 bytes each.

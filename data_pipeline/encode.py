@@ -14,11 +14,11 @@ import numpy as np
 
 from data_pipeline.build_plan import Plan, finished_directory
 from data_pipeline.clean import CleaningReport
+from data_pipeline.compare import overlaps_of
 from data_pipeline.errors import DataError
-from data_pipeline.overlaps import Overlaps, find_overlaps
 from data_pipeline.progress import Advance
 from data_pipeline.split import SPLITS, SplitName
-from data_pipeline.spool import Record, distinct, range_slices, read_range, sample, split_name
+from data_pipeline.spool import Record, range_slices, read_range, sample, split_name
 from data_pipeline.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 STAGE = "encoded"
@@ -51,25 +51,6 @@ def _counted(texts: Iterator[str], advance: Advance) -> Iterator[str]:
     for text in texts:
         advance(1, len(text))
         yield text
-
-
-def make_overlaps(plan: Plan, ranges: int) -> None:
-    """Find near duplicates and contaminated documents, if the settings ask for it. Raises DataError, OSError."""
-    target = plan.result("overlaps", "found")
-    if target.exists():
-        return
-    with finished_directory(target) as directory:
-        find_overlaps(
-            plan.config.clean,
-            lambda: distinct(plan, ranges),
-            lambda hash_: split_name(hash_, plan.config) != "train",
-            directory,
-        ).save(directory)
-
-
-def overlaps_of(plan: Plan) -> Overlaps:
-    """What :func:`make_overlaps` found. Raises OSError."""
-    return Overlaps.open(plan.result("overlaps", "found"))
 
 
 def tokenizer_of(plan: Plan) -> Tokenizer:

@@ -1,9 +1,10 @@
 """Near-duplicate removal by MinHash and locality-sensitive hashing (Broder 1997; Lee et al. 2022), on disk.
 
-One pass over the documents writes each one's signature and band keys; then each band is sorted by itself, documents
-that share a key are candidates, candidates whose signatures agree enough are joined, and of every group of joined
-documents the one with the smallest hash stays. Documents are renumbered by hash before any of that, so the result is
-a function of the set of documents.
+One pass over the documents writes each one's signature and band keys (:func:`sketch`, by as many processes as there
+are ranges of documents); then (:func:`join_sketches`) each band is sorted by itself, documents that share a key are
+candidates, candidates whose signatures agree enough are joined, and of every group of joined documents the one with
+the smallest hash stays. Documents are renumbered by hash before any of that, so the result is a function of the set
+of documents.
 
 The signatures are computed with numpy: a library's sketch may change between versions (rensa numbers its algorithm
 for that reason), and what a build drops must not.
@@ -11,6 +12,7 @@ for that reason), and what a build drops must not.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +114,37 @@ def near_duplicates(
 
     Raises OSError if the disk is full.
     """
-    return _NearDedup(directory, threshold, permutations).run(documents)
+    work = _NearDedup(directory, threshold, permutations)
+    try:
+        work.write(documents)
+        return work.join()
+    finally:
+        work.remove()
+
+
+def sketch(
+    documents: Iterable[tuple[bytes, str]], directory: Path, *, threshold: float = 0.75, permutations: int = 128
+) -> None:
+    """Leave signatures and band keys of some of the documents in an existing directory, for :func:`join_sketches`.
+
+    Arguments as of :func:`near_duplicates`. Raises OSError if the disk is full.
+    """
+    _NearDedup(directory, threshold, permutations).write(documents)
+
+
+def join_sketches(
+    sketches: Iterable[Path], directory: Path, *, threshold: float = 0.75, permutations: int = 128
+) -> tuple[HashSet, NearDedupReport]:
+    """What :func:`near_duplicates` gives, from the directories in which :func:`sketch` has left all documents.
+
+    Raises OSError if the disk is full.
+    """
+    work = _NearDedup(directory, threshold, permutations)
+    try:
+        work.gather(sketches)
+        return work.join()
+    finally:
+        work.remove()
 
 
 class _NearDedup:
@@ -125,15 +157,20 @@ class _NearDedup:
             for name in ("hashes", "heads", "signatures", *(f"band-{band}" for band in range(self.bands)))
         }
 
-    def run(self, documents: Iterable[tuple[bytes, str]]) -> tuple[HashSet, NearDedupReport]:
-        try:
-            self._write(documents)
-            return self._join(), self.report
-        finally:
-            for path in self.paths.values():
-                path.unlink(missing_ok=True)
+    def remove(self) -> None:
+        for path in self.paths.values():
+            path.unlink(missing_ok=True)
 
-    def _write(self, documents: Iterable[tuple[bytes, str]]) -> None:
+    def gather(self, sketches: Iterable[Path]) -> None:
+        """One file of each kind out of those of all sketches."""
+        places = list(sketches)
+        for path in self.paths.values():
+            with path.open("wb") as whole:
+                for place in places:
+                    with (place / path.name).open("rb") as piece:
+                        shutil.copyfileobj(piece, whole, 1 << 20)
+
+    def write(self, documents: Iterable[tuple[bytes, str]]) -> None:
         constants = permutation_constants(self.permutations)
         files: dict[str, Any] = {}
         try:
@@ -150,6 +187,9 @@ class _NearDedup:
         finally:
             for file in files.values():
                 file.close()
+
+    def join(self) -> tuple[HashSet, NearDedupReport]:
+        return self._join(), self.report
 
     def _join(self) -> HashSet:
         result = self.directory / "near-duplicates"

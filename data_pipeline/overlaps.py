@@ -1,12 +1,13 @@
 """What a build drops because it stands elsewhere too: near duplicates, and training text that held-out text contains.
 
-Called once, when all documents are read and hashed and before any is written.
+A build finds it when all documents are read and hashed and before any is written, by ranges of documents
+(:mod:`data_pipeline.compare`); :func:`find_overlaps` does the same in one go.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,15 @@ def find_overlaps(
 
     def held_out_texts() -> Iterator[str]:
         yield from (text for _, text in part(True))
-        for spec in sorted(set(files)):
-            yield from (normalise(document.text) for document in read_documents(spec, directory))
+        yield from texts_of(files, directory)
 
     return Overlaps(near, contaminated(part(False), held_out_ngrams(held_out_texts(), n), directory, n=n))
+
+
+def texts_of(files: Iterable[str], scratch: Path) -> Iterator[str]:
+    """The normalised texts of the files to decontaminate against; remote ones are copied to `scratch`.
+
+    Raises DataError if one cannot be read.
+    """
+    for spec in sorted(set(files)):
+        yield from (normalise(document.text) for document in read_documents(spec, scratch))

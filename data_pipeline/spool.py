@@ -168,12 +168,11 @@ def drop_texts(plan: Plan) -> None:
             (plan.result(STAGE, part.number) / name).unlink(missing_ok=True)
 
 
-def distinct(plan: Plan, ranges: int) -> Iterator[tuple[bytes, str]]:
-    """Hash and text of every document but exact duplicates, by hash."""
-    for number in range(ranges):
-        for record in read_range(plan, *range_slices(number, ranges)):
-            if not record.duplicate:
-                yield record.hash, record.data.decode("utf-8")
+def distinct(plan: Plan, number: int, ranges: int) -> Iterator[tuple[bytes, str]]:
+    """Hash and text of every document of a range but exact duplicates, by hash."""
+    for record in read_range(plan, *range_slices(number, ranges)):
+        if not record.duplicate:
+            yield record.hash, record.data.decode("utf-8")
 
 
 def sample(plan: Plan, ranges: int, limit: int, drop: Callable[[bytes], str | None]) -> Iterator[str]:

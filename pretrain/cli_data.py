@@ -8,11 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from pretrain.cli_array import array_config, data_status, launch_build
 from pretrain.cli_output import Json, figure, print_json, print_table
+from pretrain.errors import RunError
 
 data_app = typer.Typer(help="Turn text into a tokenized dataset, and check one.", no_args_is_help=True)
 _SOURCES = "Files, globs or URLs (https://, s3://) of text, JSONL, Parquet, tar, WARC or WET; hf:NAME; installed-docs."
 Dataset = Annotated[Path, typer.Argument(help="A dataset.")]
+data_app.command("status")(data_status)
 
 
 class Packing(enum.StrEnum):
@@ -43,9 +46,17 @@ def data_build(
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result is the same for any number.")] = 1,
     part: Annotated[str | None, typer.Option(help="I/N: do only the I-th of N shares, for a job array.")] = None,
     finish: Annotated[bool, typer.Option(help="Put together what --part has left.")] = False,
+    launch: Annotated[bool, typer.Option("--launch", help="Build on Slurm, from a login node.")] = False,
+    tasks: Annotated[int | None, typer.Option(min=1, help="--launch: short for --cluster tasks=N.")] = None,
+    cluster: Annotated[list[str] | None, typer.Option(help="--launch: a setting, such as time=2:00:00.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="--launch: only print the script.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Clean, split, tokenize and write a dataset of WebDataset shards; a build that was killed goes on."""
+    """Clean, split, tokenize and write a dataset of WebDataset shards; a build that was killed goes on.
+
+    With --launch the tasks of a Slurm job array share the work; the section `cluster` of the file, and --cluster, say
+    where and how.
+    """
     from data_pipeline.build import build, build_part
     from data_pipeline.build_file import build_settings, share
     from data_pipeline.config import BuildConfig
@@ -58,7 +69,16 @@ def data_build(
         "test_fraction": test,
         "clean": {"preset": clean.value if clean else None},
     }
-    config = validated(BuildConfig, build_settings(target, sources or [], options), str(target))
+    tree = build_settings(target, sources or [], options)
+    array = array_config(tree.pop("cluster", {}), cluster or [], tasks, str(target))
+    config = validated(BuildConfig, tree, str(target))
+    if launch:
+        if part is not None or finish or workers != 1:
+            raise RunError("--part, --finish and --workers are not of --launch; --cluster cpus_per_task=N is.")
+        launch_build(config, array, dry_run, as_json)
+        return
+    if tasks is not None or cluster or dry_run:
+        raise RunError("--tasks, --cluster and --dry-run are of --launch; add it.")
     if part is not None:
         encoded = build_part(config, *share(part), progress=not as_json, workers=workers)
         done = {"output": str(config.output), "part": part, "stage": "encoded" if encoded else "read"}

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from pretrain.section import Section
 
@@ -20,6 +20,33 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
 """Of the environment."""
 
 TIME = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d{1,2}):(\d{2})")
+
+
+def _may_be_seconds(value: Any) -> Any:
+    """YAML takes 12:00:00 without quotes for a number to the base of 60: just these seconds."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        minutes, second = divmod(value, 60)
+        hours, minute = divmod(minutes, 60)
+        return f"{hours // 24}-{hours % 24:02d}:{minute:02d}:{second:02d}"
+    return value
+
+
+def _is_a_time(value: str) -> str:
+    if not TIME.fullmatch(value):
+        raise ValueError(f"cluster.time ({value}) must look like 30:00, 12:00:00 or 2-00:00:00")
+    return value
+
+
+Time = Annotated[str, BeforeValidator(_may_be_seconds), AfterValidator(_is_a_time)]
+"""A limit as Slurm writes it: MM:SS, HH:MM:SS or D-HH:MM:SS."""
+
+
+def seconds_of(time: str) -> int:
+    """Of a `Time`."""
+    match = TIME.fullmatch(time)
+    assert match is not None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 class ClusterConfig(Section):
@@ -38,7 +65,7 @@ class ClusterConfig(Section):
     """Who starts the ranks of a node: Slurm, or one torchrun a node. Starting again stays the supervisor's in both."""
     memory: Name | None = None
     """Of a node, as Slurm writes it: 200G. None is the partition's default."""
-    time: str | None = None
+    time: Time | None = None
     """The allocation's limit: MM:SS, HH:MM:SS or D-HH:MM:SS; a longer run goes on in successors. None is the
     partition's default."""
     lead_s: int | None = Field(None, ge=1)
@@ -93,23 +120,6 @@ class ClusterConfig(Section):
     cordon_stragglers: bool = False
     """Whether a node whose ranks hold the others up is put on it too."""
 
-    @field_validator("time", mode="before")
-    @classmethod
-    def _may_be_seconds(cls, value: Any) -> Any:
-        """YAML takes 12:00:00 without quotes for a number to the base of 60: just these seconds."""
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            minutes, second = divmod(value, 60)
-            hours, minute = divmod(minutes, 60)
-            return f"{hours // 24}-{hours % 24:02d}:{minute:02d}:{second:02d}"
-        return value
-
-    @field_validator("time")
-    @classmethod
-    def _is_a_time(cls, value: str | None) -> str | None:
-        if value is not None and not TIME.fullmatch(value):
-            raise ValueError(f"cluster.time ({value}) must look like 30:00, 12:00:00 or 2-00:00:00")
-        return value
-
     @property
     def ranks(self) -> int:
         """Of one node."""
@@ -118,9 +128,4 @@ class ClusterConfig(Section):
     @property
     def time_s(self) -> int | None:
         """The limit in seconds."""
-        if self.time is None:
-            return None
-        match = TIME.fullmatch(self.time)
-        assert match is not None  # _is_a_time
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+        return None if self.time is None else seconds_of(self.time)

@@ -235,6 +235,7 @@ class Bucket:
 
 
 def padded(size: int, multiple: int) -> int:
+    """The smallest multiple that is at least `size`."""
     return -(-size // multiple) * multiple
 
 

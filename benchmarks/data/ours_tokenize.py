@@ -77,7 +77,8 @@ def measure_build(documents: str, model: str, workers: int) -> dict[str, Any]:
     # here, because these import torch, which the other contestants' processes need not wait for
     from data_pipeline.build_plan import fingerprint_of, make_plan, write_plan
     from data_pipeline.build_pool import Pool
-    from data_pipeline.encode import make_overlaps, make_tokenizer
+    from data_pipeline.compare import make_overlaps
+    from data_pipeline.encode import make_tokenizer
     from data_pipeline.spool import range_count, spool_totals
 
     with tempfile.TemporaryDirectory(prefix="pha-bench-", dir=Path(documents).parent) as directory:

@@ -24,6 +24,7 @@ COMPOSITION_ROOT = (
     "pretrain/cli_data.py",
     "pretrain/cli_bench.py",
     "pretrain/cli_cluster.py",
+    "pretrain/cli_array.py",
     "pretrain/cli_status.py",
     "pretrain/cli_check.py",
     "pretrain/cli_hosts.py",
@@ -39,6 +40,8 @@ OWNERS = {
 }
 LIGHT = (
     "pretrain/cli.py",
+    "pretrain/array_config.py",
+    "pretrain/cli_array.py",
     "pretrain/cli_bench.py",
     "pretrain/cli_cluster.py",
     "pretrain/cli_status.py",

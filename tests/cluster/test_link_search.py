@@ -44,7 +44,7 @@ def test_one_bad_node_is_found_in_five_rounds(count, data):
     bad = data.draw(st.integers(0, count - 1))
     found = (fabric := Fabric(count, nodes=[bad])).search()
     assert found.nodes == found.left_out == [f"n{bad}"] and not found.links and not found.unclear
-    assert fabric.rounds <= (5 if count > 3 else 6)
+    assert fabric.rounds <= (5 if count > 5 else 7)  # among so few there are fewer to try it with
 
 
 @given(st.integers(8, 512), st.data())

@@ -167,6 +167,18 @@ def test_a_controller_that_restarts_is_waited_for_and_a_refusal_is_not(tmp_path,
         slurm.patiently(["squeue"], slept.append)
 
 
+@pytest.mark.parametrize(("partition", "seconds"), [(None, 30.0), ("long", 0.0), ("bare", None)])
+def test_a_partitions_grace(tmp_path, monkeypatch, partition, seconds):
+    lines = {
+        None: "PartitionName=main Default=YES GraceTime=30 Hidden=NO",
+        "long": "PartitionName=long Default=NO GraceTime=0 Hidden=NO",
+        "bare": "PartitionName=bare Default=NO",
+    }
+    shown = [lines[partition]] if partition else list(lines.values())
+    monkeypatch.setattr(slurm, "command", lambda arguments: "\n".join(reversed(shown)))
+    assert slurm.grace_s(partition) == seconds
+
+
 def told_in_turn(monkeypatch, *states):
     """What sinfo says of n1 to n3, each time it is asked, the last one for ever. Returns a clock that stands still."""
     clock, answers = [0.0], list(states)
@@ -195,15 +207,3 @@ def test_a_node_that_is_silent_for_a_moment_is_waited_for_where_it_is_needed(mon
     clock = told_in_turn(monkeypatch, silent.replace("mixed*", "down*"))
     assert slurm.answering(["n1", "n2", "n3"], 3, passes(clock)) == ["n1"] and clock[0] == 0.0, "the lost never answer"
     assert slurm.answering([], 3) == []
-
-
-@pytest.mark.parametrize(("partition", "seconds"), [(None, 30.0), ("long", 0.0), ("bare", None)])
-def test_a_partitions_grace(tmp_path, monkeypatch, partition, seconds):
-    lines = {
-        None: "PartitionName=main Default=YES GraceTime=30 Hidden=NO",
-        "long": "PartitionName=long Default=NO GraceTime=0 Hidden=NO",
-        "bare": "PartitionName=bare Default=NO",
-    }
-    shown = [lines[partition]] if partition else list(lines.values())
-    monkeypatch.setattr(slurm, "command", lambda arguments: "\n".join(reversed(shown)))
-    assert slurm.grace_s(partition) == seconds

@@ -391,3 +391,22 @@ def test_a_straggler_is_recorded_once_a_start(tmp_path, monkeypatch):
     recorded = [e for e in events(tmp_path) if e["event"] == "straggler"]
     assert [(e["start"], e["rank"], e["host"]) for e in recorded] == [(1, 1, "n1"), (2, 1, "n1")]
     assert [one.rank for one in heard] == [1, 1] and "4.00 times the median" in recorded[0]["words"]
+
+
+@pytest.mark.parametrize(("spoke", "host"), [([0], "n1"), ([], ""), ([0, 1], "n2")])
+def test_the_node_of_a_rank_that_was_killed_is_known_where_the_others_spoke(tmp_path, monkeypatch, spoke, host):
+    def killed(world):
+        for rank in range(3 if len(spoke) == 2 else 2):
+            world.beat(rank, 5)
+        yield
+        yield from [None] * 6
+        for rank in spoke:
+            world.leave("peer lost", rank=rank, host=f"n{rank}")
+        return 1
+
+    world = World(tmp_path, monkeypatch, killed, ends("done", 0))
+    supervisor = world.supervisor()
+    supervisor.ranks = 3 if len(spoke) == 2 else 2
+    assert supervisor.supervise() == 0
+    cause = next(e for e in events(tmp_path) if e["event"] == "end")["cause"]
+    assert (cause["kind"], cause["host"]) == ("killed", host)

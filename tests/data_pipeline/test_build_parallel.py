@@ -127,7 +127,7 @@ def test_a_build_continues_from_any_task(tmp_path, make, expected, monkeypatch, 
             if len(done) == after:
                 raise _Stopped
             done.append(task)
-            advance(*run_task(self._plan, task))
+            advance(*run_task(self.plan, task))
 
     with monkeypatch.context() as patch:
         patch.setattr(Pool, "run", stop)
@@ -178,7 +178,7 @@ def test_changed_settings_start_anew_with_a_sentence(tmp_path, make, expected, m
         raise _Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_pipeline.build.make_layout", stop)
+        patch.setattr("data_pipeline.build_stages.make_layout", stop)
         with pytest.raises(_Stopped):
             build(make(tmp_path / "d", salt=7), progress=False)
     build(make(tmp_path / "d"), progress=True)
@@ -208,12 +208,12 @@ def test_a_worker_that_dies_is_named_and_the_work_kept(tmp_path, make, expected,
     give = Pool._give
     given = []
 
-    def kill(self, process, waiting, doing):
-        given.append(waiting[-1:])
+    def kill(self, process, task, doing, feed):
+        given.append(task)
         if len(given) == 5:
             process.kill()
             process.wait()
-        give(self, process, waiting, doing)
+        give(self, process, task, doing, feed)
 
     with monkeypatch.context() as patch:
         patch.setattr(Pool, "_give", kill)
@@ -275,18 +275,19 @@ def test_near_dedup_and_decontamination_change_no_byte_over_workers_and_stops(tm
     assert report["rejected"]["contaminated"] >= 2
     build(make(tmp_path / "two", **compared, part_bytes=25_000), progress=False, workers=3)
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
-    for number, stage in enumerate(("find_overlaps", "train_tokenizer")):
+    stops = ("compare.join_sketches", "compare.texts_of", "build_stages.make_overlaps", "encode.train_tokenizer")
+    for number, stage in enumerate(stops):
         output = tmp_path / f"stopped{number}"
 
         def stop(*_, **__):
             raise _Stopped
 
         with monkeypatch.context() as patch:
-            patch.setattr(f"data_pipeline.encode.{stage}", stop)
+            patch.setattr(f"data_pipeline.{stage}", stop)
             with pytest.raises(_Stopped):
                 build(make(output, **compared), progress=False)
         found = tmp_path / f".stopped{number}.building" / "overlaps" / "found" / "report.json"
-        assert found.exists() == (stage == "train_tokenizer")
+        assert found.exists() == (stage == "encode.train_tokenizer")
         build(make(output, **compared), progress=False, workers=2)
         assert contents(output) == contents(tmp_path / "one")
 
