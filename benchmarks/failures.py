@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from cluster.deputy import STILL_LOOKS
 from cluster.health import Health
 from cluster.job import Job, place
-from cluster.policy import BLAMED, Action, Budget, Cause, decide
+from cluster.policy import Action, Blame, Budget, Cause, decide
 
 HOUR, DAY = 3600.0, 86_400.0
 LOST, KILLED, HANG, HEAD = "node lost", "rank killed", "hang", "first node lost"
@@ -90,12 +90,16 @@ class Outcome:
         return self.useful / self.seconds
 
 
-def job(nodes: int, spares: int, gpus: int, batch: int, elastic: bool, relaunches: int = 5) -> Job:
-    """As `pha launch` would write it, without a look at the nodes: nothing is asked of a real Slurm."""
+def job(nodes: int, spares: int, gpus: int, batch: int, elastic: float, relaunches: int = 5) -> Job:
+    """As `pha launch` would write it, without a look at the nodes: nothing is asked of a real Slurm.
+
+    `elastic` is the share of the nodes that it goes on with; 1 is none but all.
+    """
     return Job(
         run="/nowhere/run", folder="/nowhere/run/launch/000001", python="python", nodes=nodes, spare_nodes=spares,
-        ranks_per_node=gpus, gpus_per_node=gpus, cpus_per_rank=None, batches=[batch], elastic=elastic, directives={},
+        ranks_per_node=gpus, gpus_per_node=gpus, cpus_per_rank=None, batches=[batch], directives={},
         modules=[], env={}, interface=None, lead_s=90, silent_s={"": 0.0}, relaunches=relaunches, successors=10_000,
+        elastic=elastic < 1, elastic_least=elastic,
     )  # fmt: skip
 
 
@@ -189,7 +193,7 @@ class _Allocation:
 
     def __init__(self, run: Simulation, held: list[str]) -> None:
         self.run, self.held = run, held
-        self.head, self.blamed, self.causes = held[0], list[str](), list[Cause]()
+        self.head, self.blame, self.causes = held[0], Blame(), list[Cause]()
         self.health = Health(run.job, "1", lambda event, **values: None, lambda: False)
         self.over = run.now + run.limit
         self.seen: set[str] = set()
@@ -198,10 +202,10 @@ class _Allocation:
         """Starts ranks until this allocation ends; returns the nodes that the next one is to do without."""
         run, budget, first = self.run, Budget(self.run.job.relaunches), True
         while run.now < run.end:
-            good = self.health.best_first(self.held, self.blamed)
+            good = self.health.best_first(self.held, self.blame.nodes)
             used = place(run.job, self.held, good)
             if not used:
-                return self.health.excluded(self.blamed)
+                return self.health.excluded(self.blame.nodes)
             run.outcome.restarts += not first
             self._note(used, first)
             first = False
@@ -213,10 +217,9 @@ class _Allocation:
                 run.outcome.given_up += 1
                 run.lose(run.costs.person, PERSON)
                 break
-            if cause.kind in BLAMED:
-                self.blamed.append(cause.host)
+            self.blame.hear(cause, used)
             run.lose(decision.pause_s)
-        return self.health.excluded(self.blamed)
+        return self.health.excluded(self.blame.nodes)
 
     def _note(self, used: list[str], first: bool) -> None:
         outcome, fresh = self.run.outcome, set(used) - self.seen

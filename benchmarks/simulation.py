@@ -63,7 +63,7 @@ def costs() -> Costs:
 
 def script() -> Table:
     """The job's script for all nodes and the most spare ones."""
-    one = job(WIDTH, max(SPARES), GPUS, BATCH, True)
+    one = job(WIDTH, max(SPARES), GPUS, BATCH, 0.5)
     times = []
     for _ in range(50):
         began = time.process_time()
@@ -150,13 +150,13 @@ def weeks(seeds: int) -> list[Table]:
     shown = Table(f"{RUN_DAYS:.0f} days on {WIDTH} nodes of {GPUS} GPUs", columns)
     hours = Table("Hours of those days that were lost, by cause", ("spare nodes", "elastic", *kinds, "of it the lemon"))
     for spares in SPARES:
-        for elastic in (True, False):
+        for elastic, called in ((0.5, "with half of the nodes"), (1.0, "no")):
             one = job(WIDTH, spares, GPUS, BATCH, elastic)
             every = [
                 Simulation(one, costs(), faults, RUN_DAYS, seed, POOL, LIMIT_DAYS * failures.DAY).go()
                 for seed in range(seeds)
             ]
-            named: list[Cell] = [str(spares), "yes" if elastic else "no"]
+            named: list[Cell] = [str(spares), called]
             goodput = [outcome.goodput for outcome in every]
             shown.rows.append(
                 [

@@ -46,6 +46,8 @@ class Job:
     successors: int
     launcher: str = "srun"
     """`srun` starts every rank itself, `torchrun` one agent a node that does."""
+    elastic_least: float = 0.0
+    """The share of the nodes that must be left for that."""
     preflight: dict[str, Any] = dataclasses.field(default_factory=dict)
     """How nodes are looked at before a start (`cluster.preflight`), and where cordoned ones are listed."""
 
@@ -123,5 +125,7 @@ def place(job: Job, held: Sequence[str], good: Sequence[str]) -> list[str]:
     count = min(job.nodes, len(good))
     if count < job.nodes:
         count = largest_world(count, job.ranks_per_node, job.batches) if job.elastic else 0
+        if count < job.elastic_least * job.nodes:  # a queue costs hours, a much smaller run days
+            return []
     chosen = set(good[:count])
     return [node for node in held if node in chosen]

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 from cluster import slurm
@@ -22,7 +21,7 @@ from cluster.deputy import COUNT, Pulse, arguments
 from cluster.errors import ClusterError
 from cluster.health import Health
 from cluster.job import Job, place
-from cluster.policy import BLAMED, KILLS, Action, Budget, Cause, Decision
+from cluster.policy import Action, Blame, Budget, Cause, Decision
 from cluster.run_files import STOP, newest_start, save_seconds
 from cluster.step import Step, begin
 from cluster.successor import Successor
@@ -43,7 +42,7 @@ class JobSupervisor:
         """Of the job with this number, in which this process runs."""
         self.job, self.job_id = job, job_id
         self.run = Path(job.run)
-        self.blamed: list[str] = []
+        self.blame = Blame()
         self.used: list[str] = []
         self.supervisor = Supervisor(
             self.run, job.ranks, self.start, Limits(job.silent_s), Budget(job.relaunches),
@@ -56,7 +55,6 @@ class JobSupervisor:
         self._end: float | None = None
         self._lead = (float(job.lead_s), -math.inf)
         self._overtaken = False
-        self._killed = Counter[str]()
 
     def go(self) -> int:
         """Supervises until the run is done or this job cannot go on; then another one follows, if it should."""
@@ -77,7 +75,7 @@ class JobSupervisor:
             self.successor.drop()
             self.supervisor.record("rest", words=f"Job {self.job_id} was cancelled: nobody follows it.")
             return 0
-        avoid = self.health.excluded(self.blamed)
+        avoid = self.health.excluded(self.blame.nodes)
         if not self.successor.stand(avoid, patient=True):
             return 1
         self.successor.avoid(avoid)
@@ -137,11 +135,11 @@ class JobSupervisor:
 
     def _choose(self) -> list[str]:
         held = slurm.nodes_of(self.job_id)
-        good = self.health.best_first(slurm.answering(held, self.job.nodes), self.blamed)
+        good = self.health.best_first(slurm.answering(held, self.job.nodes), self.blame.nodes)
         if chosen := place(self.job, held, good):
             return chosen
         lost = [node for node in held if node not in good]
-        self.blamed += [node for node in lost if node not in self.blamed]
+        self.blame.add(lost)
         raise NoPlace(
             f"{len(good)} of the allocation's nodes can be used ({', '.join(lost) or 'none'} lost or left out), "
             f"and the run needs {self.job.nodes}."
@@ -151,11 +149,8 @@ class JobSupervisor:
         """A node whose rank was silent, or that is lost, is the last choice from now on."""
         self._overtaken = cause.kind == "overtaken"
         self.health.heard(cause)
-        if decision.action is not Action.RELAUNCH or cause.host not in self.used:
-            return
-        self._killed[cause.host] += cause.kind == "killed"
-        if cause.kind in BLAMED or self._killed[cause.host] >= KILLS:
-            self.blamed.append(cause.host)
+        if decision.action is Action.RELAUNCH:
+            self.blame.hear(cause, self.used)
 
     def _port(self, head: str, number: int) -> int:
         """Of this job and start alone, and free on the head node where that is this one."""

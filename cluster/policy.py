@@ -7,7 +7,8 @@ nothing. The first cause by time decides, and a rank that only lost another one,
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -59,12 +60,6 @@ TABLE = {
     "peer lost": Action.RELAUNCH,
     "failed": Action.RELAUNCH,
 }
-
-BLAMED = ("silent", "hang")
-"""Kinds of which the node where it happened is the last choice from then on."""
-
-KILLS = 2
-"""So many of ranks on one node, in one job, make it the last choice too: the first may have been an accident."""
 
 _LAST = ("peer lost", "stopped", "done")
 """Kinds that follow from something else where there is something else."""
@@ -138,3 +133,29 @@ def decide(causes: Sequence[Cause], budget: Budget, stopped_by_file: bool = Fals
             f"last: {cause.words}",
         )
     return Decision(Action.RELAUNCH, cause.words, budget.pause(len(causes)))
+
+
+class Blame:
+    """Which nodes of a job are the last choice from now on, by how starts on them ended."""
+
+    ONCE = ("silent", "hang")
+    """Kinds of an end that is enough."""
+    KILLS = 2
+    """Of ranks on one node that are: the first may have been an accident."""
+
+    def __init__(self) -> None:
+        """Of no node yet."""
+        self.nodes: list[str] = []
+        self._killed = Counter[str]()
+
+    def hear(self, cause: Cause, used: Sequence[str]) -> None:
+        """A start on the `used` nodes has ended like this, and is followed by another one."""
+        if cause.host not in used:
+            return
+        self._killed[cause.host] += cause.kind == "killed"
+        if cause.kind in self.ONCE or self._killed[cause.host] >= self.KILLS:
+            self.add([cause.host])
+
+    def add(self, nodes: Iterable[str]) -> None:
+        """These are, whatever was seen."""
+        self.nodes += [node for node in dict.fromkeys(nodes) if node not in self.nodes]

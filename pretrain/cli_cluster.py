@@ -143,6 +143,7 @@ def _job(config: RunConfig, run: Path, folder: Path) -> Job:
         cpus_per_rank=cluster.cpus_per_rank,
         batches=[size for _, size in config.batches],
         elastic=cluster.elastic,
+        elastic_least=cluster.elastic_least,
         directives=directives,
         modules=list(cluster.modules),
         env=dict(cluster.env),

@@ -90,6 +90,8 @@ class ClusterConfig(Section):
     """The network interface that ranks meet on, such as ib0; None leaves the choice to gloo and NCCL."""
     elastic: bool = True
     """Whether fewer nodes go on, as many as divide every global batch, when there are no spare ones left."""
+    elastic_least: float = Field(0.75, ge=0, le=1)
+    """The share of the nodes with which a run still goes on; with fewer it waits in the queue for all of them."""
     relaunches: int = Field(5, ge=0)
     """Starts in a row that may end without a new checkpoint."""
     host_lost_s: float = Field(20.0, ge=5.0)

@@ -40,7 +40,7 @@ def test_the_supervisor_s_run_has_daly_s_goodput_when_only_ranks_are_killed():
     nodes, hours = 64, 400.0
     faults = Faults(hours, {LOST: 0.0, KILLED: 1.0, HANG: 0.0})
     costs = replace(COSTS, detect={KILLED: 0.0}, durable=0.0, relaunch=346.0)
-    one = job(nodes, 0, 8, 8192, elastic=False)
+    one = job(nodes, 0, 8, 8192, elastic=1.0)
     found = Simulation(one, costs, faults, 2000.0, seed=3).go()
     expected = intervals.closed_form(costs.every, hours * HOUR / nodes, costs.stall, costs.relaunch)
     assert found.failures > 7000 and found.given_up == 0
@@ -48,7 +48,7 @@ def test_the_supervisor_s_run_has_daly_s_goodput_when_only_ranks_are_killed():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 5), st.booleans(), st.integers(0, 1000), st.sampled_from([math.inf, 2 * DAY]))
+@given(st.integers(0, 5), st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 1000), st.sampled_from([math.inf, 2 * DAY]))
 def test_every_second_is_booked_once(spares, elastic, seed, limit):
     one = job(32, spares, 8, 512, elastic)
     found = Simulation(one, COSTS, FAULTS, 30.0, seed, pool=40, limit=limit).go()
@@ -56,7 +56,7 @@ def test_every_second_is_booked_once(spares, elastic, seed, limit):
     assert 30 * DAY - 1e-3 <= found.seconds <= 30 * DAY + 2 * COSTS.repair
     assert 0.0 < found.goodput < 1.0 and min(found.lost.values()) >= 0.0
     assert found.by_lemon <= sum(found.lost.values())
-    if not elastic:
+    if elastic == 1.0:
         assert found.smallest == 32 and found.lost[FEWER] == 0.0
     again = Simulation(one, COSTS, FAULTS, 30.0, seed, pool=40, limit=limit).go()
     assert again == found
@@ -66,11 +66,12 @@ def test_spare_nodes_spare_hand_overs_and_half_a_cluster_is_worse_than_the_queue
     def run(spares, elastic):
         return Simulation(job(64, spares, 8, 512, elastic), COSTS, FAULTS, 60.0, 1, pool=80, limit=7 * DAY).go()
 
-    none, some = run(0, False), run(8, False)
+    none, some = run(0, 1.0), run(8, 1.0)
     assert none.spares_used == 0 < some.spares_used and some.handed_over < none.handed_over
     assert none.goodput < some.goodput
     # 512 sequences: of 63 nodes only 32 can share them
-    assert run(0, True).smallest <= 32 and run(0, True).goodput < none.goodput
+    assert run(0, 0.0).smallest <= 32 and run(0, 0.0).goodput < none.goodput
+    assert run(0, 0.75).smallest > 32 and run(0, 0.75).goodput > run(0, 0.0).goodput
 
 
 def test_tables_say_what_was_found():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,3 +32,10 @@ def test_the_best_nodes_are_used_in_the_allocations_order_or_none(wanted, order,
 def test_a_start_of_a_job_without_enough_nodes_has_no_place():
     assert place(replace(JOB, elastic=False), ["n1", "n2"], ["n1", "n2"]) == []
     assert place(replace(JOB, batches=[7]), ["n1", "n2"], ["n1", "n2"]) == []
+
+
+@pytest.mark.parametrize(("left", "used"), [(23, 12), (12, 12), (11, 0), (3, 0)])
+def test_a_run_that_would_become_much_smaller_waits_instead(left, used):
+    nodes = [f"n{i}" for i in range(left)]
+    job = replace(JOB, nodes=24, ranks_per_node=1, elastic=True, elastic_least=0.5)
+    assert len(place(job, nodes, nodes)) == used

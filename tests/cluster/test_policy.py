@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.policy import Action, Budget, Cause, decide, first_cause
+from cluster.policy import Action, Blame, Budget, Cause, decide, first_cause
 from cluster.run_files import exit_notes
 
 
@@ -85,3 +85,13 @@ def test_the_budget_ends_and_pauses_grow(failures, allowed):
     budget = Budget()
     pauses = [budget.pause(n) for n in range(1, failures + 1)]
     assert pauses == sorted(pauses) and pauses[0] == 0.0 and pauses[-1] <= budget.longest_pause_s
+
+
+def test_a_node_is_blamed_for_a_hang_and_for_the_second_kill():
+    blame = Blame()
+    for kind, host in (("killed", "n1"), ("killed", "n2"), ("hang", "n3"), ("silent", "elsewhere"), ("failed", "n4")):
+        blame.hear(Cause(kind, "", host=host), ["n1", "n2", "n3", "n4"])
+    assert blame.nodes == ["n3"]
+    blame.hear(Cause("killed", "", host="n1"), ["n1"])
+    blame.add(["n1", "n5"])
+    assert blame.nodes == ["n3", "n1", "n5"]

@@ -128,7 +128,10 @@ DRILLS = (
         "a node fails the pre-flight", faults.nothing, before=lambda: faults.fill("n2"), check=_left_out("n2")
     ),
     Drill("SIGKILL to both ranks while they save", faults.killed_while_saving),
-    Drill("two of four nodes crash, elastic", faults.lost_two_nodes, nodes=4, spares=0, elastic=True),
+    Drill(
+        "two of four nodes crash, elastic", faults.lost_two_nodes, nodes=4, spares=0, elastic=True,
+        settings=("cluster.elastic_least=0.5",),
+    ),
     Drill("the controller is killed, then a rank", faults.restarted_controller),
     Drill(
         "the old start lives on, cut off", faults.old_start_lives_on, nodes=1, check=_old_one_left,
