@@ -43,6 +43,8 @@ FROZEN_S = 5.0
 """Longer than this no look at the ranks takes; time in which this process itself stood still is no rank's silence."""
 FOLLOW_S = 5.0
 """So long after a rank has failed by itself the others may take to leave."""
+STACKS_S = 2.0
+"""So long ranks have to write their stacks before they are killed."""
 LINGER_S = 60.0
 """So long the processes of ranks that have all said why they left may take to end: the first one writes a sample."""
 WELL = ("done", "stopped")
@@ -224,6 +226,8 @@ class Supervisor:
                 silent = self._silent(began)
                 if silent is not None:
                     self.record("silent", cause=silent.as_dict())
+                    if started.signal(signal.SIGUSR2):  # every rank writes its stacks; one that is frozen does not
+                        self._sleep(STACKS_S)
                     started.kill()
                     return silent
             if now > min(failed_at, left_at):  # the others cannot leave, their node is gone, or nobody buries them

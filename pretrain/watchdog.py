@@ -8,14 +8,17 @@ have left on the disk, and ends the process so that the run is started again fro
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from pretrain import exits
 from pretrain.errors import EXIT_REQUEUE
@@ -26,6 +29,9 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 FROZEN_S = 5.0
 """A thread that only sleeps and looks is not late by so much on a machine that works."""
+STACKS_SIGNAL = signal.SIGUSR2
+OTHERS_S = 2.0
+"""Between the first rank's last words and its end, with which a launcher ends the others: time for their stacks."""
 LAST_WORDS_S = 30.0
 """So long a rank that is ended may take to say why."""
 
@@ -41,14 +47,26 @@ class Watchdog:
     ) -> None:
         self.heartbeat, self.logs, self._leave = heartbeat, logs, leave
         self._ended = threading.Event()
+        self._file: TextIO | None = None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Watchdog:
         self._thread.start()
+        with contextlib.suppress(OSError):  # where nothing can be written nobody will ask
+            self._file = self._stacks.open("a", encoding="utf-8")
+            # A supervisor that ends this rank because another one is silent asks for its stacks first.
+            faulthandler.register(STACKS_SIGNAL, self._file, all_threads=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        if self._file is not None:
+            faulthandler.unregister(STACKS_SIGNAL)
+            self._file.close()
+
+    @property
+    def _stacks(self) -> Path:
+        return self.logs / f"stacks-rank-{self.heartbeat.rank}.txt"
 
     def overdue(self) -> str:
         """What has taken too long, in words; empty while all is well."""
@@ -88,21 +106,21 @@ class Watchdog:
             words = self._words()
             log.error("%s; %s. Start the run again and it continues.", words, self._write_stacks(words))
             exits.note(EXIT_REQUEUE, words, kind="hang")
+            time.sleep(OTHERS_S)
         finally:
             last_resort.cancel()
             self._leave(EXIT_REQUEUE)
 
     def _write_stacks(self, words: str) -> str:
         """Returns where they are, or why they are nowhere: a full disk must not cost the words as well."""
-        stacks = self.logs / f"stacks-rank-{self.heartbeat.rank}.txt"
         try:
-            with stacks.open("a", encoding="utf-8") as file:
+            with self._stacks.open("a", encoding="utf-8") as file:
                 file.write(f"{words}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
             return f"the stacks could not be written ({error})"
-        return f"the stacks are in {stacks}"
+        return f"the stacks are in {self._stacks}"
 
     def _behind(self) -> str:
         """Who is furthest behind, by the files of all ranks."""

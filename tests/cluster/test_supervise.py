@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ class World:
 
     def __init__(self, folder, monkeypatch, *scripts):
         self.folder, self.now, self.scripts, self.starts, self.killed = folder, 100.0, list(scripts), 0, []
+        self.stacks = []
         monkeypatch.setattr(supervise.time, "monotonic", lambda: self.now)
 
     def sleep(self, seconds):
@@ -71,6 +73,9 @@ class Played:
         return self.code
 
     def signal(self, number):
+        if number == signal.SIGUSR2:
+            self.world.stacks.append(self.world.now)
+            return True
         self.world.leave("stopped")
         self.world.leave("stopped", rank=1)
         self.code = 75
@@ -128,7 +133,7 @@ def test_the_silent_rank_is_named_by_steps_and_not_by_clocks(tmp_path, monkeypat
     assert world.supervisor().supervise() == 0
     silent = next(e for e in events(tmp_path) if e["event"] == "silent")
     assert (silent["cause"]["rank"], silent["cause"]["host"], silent["cause"]["step"]) == (1, "n1", 1)
-    assert 10 < world.killed[0] - 100 < 13
+    assert 12 < world.killed[0] - 100 < 15 and world.stacks == [world.killed[0] - 2.0], "stacks come first"
 
 
 def test_a_start_without_any_sign_of_life_is_ended_too(tmp_path, monkeypatch):
@@ -138,7 +143,7 @@ def test_a_start_without_any_sign_of_life_is_ended_too(tmp_path, monkeypatch):
 
     world = World(tmp_path, monkeypatch, nothing, ends("done", 0))
     assert world.supervisor().supervise() == 0
-    assert 60 < world.killed[0] - 100 < 62
+    assert 62 < world.killed[0] - 100 < 64
     assert "No rank has given a sign of life" in events(tmp_path)[0]["cause"]["words"]
 
 
@@ -321,7 +326,7 @@ def test_a_rank_whose_own_limit_has_come_down_is_given_less_time(tmp_path, monke
     supervisor = world.supervisor()
     supervisor.limits = Limits({"": 1000.0})
     assert supervisor.supervise() == 0
-    assert 154 < world.killed[0] < 159
+    assert 156 < world.killed[0] < 161
 
 
 def test_a_rank_that_was_frozen_and_wakes_at_the_end_is_the_guilty_one(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 
@@ -59,6 +61,7 @@ def test_the_rank_that_is_furthest_behind_is_named(heartbeat, tmp_path):
 
 def test_it_writes_the_stacks_and_the_reason_and_leaves(heartbeat, tmp_path, monkeypatch):
     monkeypatch.setattr(watchdog, "TICK_S", 0.01)
+    monkeypatch.setattr(watchdog, "OTHERS_S", 0.0)
     monkeypatch.setattr(exits, "_place", exits._Place())
     exits.register(tmp_path / "exits", 1, 0)
     codes: list[int] = []
@@ -80,6 +83,7 @@ def test_it_writes_the_stacks_and_the_reason_and_leaves(heartbeat, tmp_path, mon
 
 def test_a_disk_that_refuses_does_not_keep_a_hung_rank_alive(heartbeat, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(watchdog, "TICK_S", 0.01)
+    monkeypatch.setattr(watchdog, "OTHERS_S", 0.0)
     left = threading.Event()
     heartbeat.beat("train", 3)
     heartbeat.last_seen = time.monotonic() - 99
@@ -109,3 +113,9 @@ def test_time_in_which_the_process_stood_still_is_no_silence(heartbeat, tmp_path
     dog._watch()
     assert len(ticks) == 6 and "stood still for 100 s" in caplog.text
     assert dog.overdue() == ""
+
+
+def test_a_supervisor_can_ask_for_the_stacks(heartbeat, tmp_path):
+    with Watchdog(heartbeat, tmp_path):
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert "test_a_supervisor_can_ask" in (tmp_path / "stacks-rank-0.txt").read_text()
