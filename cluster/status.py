@@ -69,8 +69,10 @@ class RunStatus:
     """What a supervisor found at the ends of the last starts, and what it did; empty where none watches."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "goodput": self.progress.goodput}
+        """Plain values for JSON; the progress stands among the others."""
+        values = asdict(self)
+        progress = values.pop("progress")
+        return {**values, **progress, "goodput": self.progress.goodput}
 
 
 def read_status(run: Path) -> RunStatus:

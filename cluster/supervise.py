@@ -134,6 +134,7 @@ class Supervisor:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+            os.environ.pop(START, None)
 
     def _one_start(self) -> Decision:
         saved, began = checkpoint_steps(self.run_folder), time.monotonic()

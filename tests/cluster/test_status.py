@@ -27,6 +27,7 @@ def test_a_run_is_read_from_its_files_alone(tmp_path):
     assert status.quarantined == 2 and status.ends == events[1:] and status.causes == {"None": 1}
     went = status.progress
     assert (went.step, went.steps, went.loss, status.checkpoints, status.whole) == (2, 100, 2.0, [2], None)
+    assert status.as_dict()["step"] == 2 and "progress" not in status.as_dict()
     assert status.ranks[0].host == "n1"
     assert 4 < status.ranks[0].age_s < 60
 
