@@ -31,7 +31,7 @@ from tests.slurm import bed, faults
 from tests.slurm.faults import Scene, wait
 
 SECTION = "make slurm-drills"
-STEPS, BATCH, SEQ_LEN, AT = 1000, 8, 32, 30
+STEPS, BATCH, SEQ_LEN, AT = 600, 8, 32, 30
 CONFIG = (
     runs.CONFIG.replace("steps: 14", f"steps: {STEPS}")
     .replace("eval: {every: 6", "eval: {every: 0")
