@@ -59,7 +59,7 @@ class JobSupervisor:
     def go(self) -> int:
         """Supervises until the run is done or this job cannot go on; then another one follows, if it should."""
         if words := self.successor.why_rest():
-            self.supervisor.record("rest", words=words)
+            self.supervisor.record("rest", job=self.job_id, words=words)
             return 0
         self.successor.stand()
         with Pulse(Path(self.job.folder), self.job_id):
@@ -73,7 +73,9 @@ class JobSupervisor:
             self._wished(self.supervisor.wish)
         if self.cancelled or (self.run / STOP).exists():
             self.successor.drop()
-            self.supervisor.record("rest", words=f"Job {self.job_id} was cancelled: nobody follows it.")
+            self.supervisor.record(
+                "rest", job=self.job_id, words=f"Job {self.job_id} was cancelled: nobody follows it."
+            )
             return 0
         avoid = self.health.excluded(self.blame.nodes)
         if not self.successor.stand(avoid, patient=True):

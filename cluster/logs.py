@@ -10,7 +10,7 @@ from cluster import slurm
 from cluster.errors import ClusterError
 from cluster.job import FOLDER
 from cluster.policy import first_cause
-from cluster.run_files import STOP, events, exit_notes
+from cluster.run_files import STOP, events, exit_notes, newest_start
 from cluster.supervise import WELL
 
 
@@ -27,8 +27,19 @@ def last_words(run: Path, lines: int, first_error: bool) -> Iterator[tuple[str, 
     starts = sorted((run / "logs").glob("start-*"))
     place = starts[-1] if starts else run / "logs"
     files = list(place.glob("rank-*")) or list(place.glob("agent-*"))  # torchrun's, where it started no rank
-    for path in sorted(files, key=lambda path: (len(path.name), path.name)):
+    shown = [path for path in sorted(files, key=lambda path: (len(path.name), path.name)) if path.stat().st_size]
+    if not shown:
+        yield _of_job(run, lines)
+    for path in shown:
         yield str(path), _tail(path, lines)
+
+
+def _of_job(run: Path, lines: int) -> tuple[str, str]:
+    """What the newest job has said itself: the only thing there is when it ended before any rank began."""
+    outputs = sorted((run / "logs").glob("job-*.out"), key=lambda path: path.stat().st_mtime)
+    if not outputs:
+        raise ClusterError(f"No rank of {run} has written yet, and no job: `pha status {run}` says what it waits for.")
+    return f"no rank has written yet; {outputs[-1]}", _tail(outputs[-1], lines)
 
 
 def _first_error(run: Path, lines: int) -> tuple[str, str]:
@@ -36,9 +47,11 @@ def _first_error(run: Path, lines: int) -> tuple[str, str]:
     if failed:
         start, cause = int(failed[-1]["start"]), failed[-1]["cause"]
     else:
-        starts = [int(p.name) for p in (run / "exits").glob("*") if p.name.isdigit()]
-        causes = ((n, first_cause(exit_notes(run, n), 0).as_dict()) for n in sorted(starts, reverse=True))
+        starts = sorted((int(p.name) for p in (run / "exits").glob("*") if p.name.isdigit()), reverse=True)
+        causes = ((n, first_cause(notes, len(notes)).as_dict()) for n in starts if (notes := exit_notes(run, n)))
         start, cause = next(((n, c) for n, c in causes if c["kind"] not in WELL), (0, {}))
+    if not cause and not newest_start(run):
+        return _of_job(run, lines)
     if not cause:
         raise ClusterError(f"No start of {run} has failed.")
     rank = cause.get("rank")
@@ -58,7 +71,7 @@ def end(run: Path, now: bool) -> str:
     if not jobs:
         raise ClusterError(f"{run} has not been launched on Slurm; to end a run elsewhere, touch {run / 'STOP'}.")
     (run / STOP).touch()
-    ended, problems = [], []
+    ended, problems, why = list[str](), list[str](), ""
     for job in reversed(jobs):  # the successor before the one that it waits for
         try:
             state = slurm.state_of(job)
@@ -66,11 +79,12 @@ def end(run: Path, now: bool) -> str:
                 slurm.command(["scancel", job])
                 ended.append(job)
         except ClusterError as error:
-            problems.append(f"job {job}: {error}")
+            problems.append(f"job {job}")
+            why = str(error)
     words = f"{run / STOP} asks the run to save and end; cancelled: {', '.join(ended) or 'no job'}"
     if problems:
-        raise ClusterError(f"{words}; not known, so ask again: {'; '.join(problems)}")
-    return f"{words}. Remove that file before the next launch."
+        raise ClusterError(f"{words}; not known of {', '.join(problems)}, so ask again: {why}")
+    return f"{words}. To go on, remove that file and launch the run again."
 
 
 def jobs_of(run: Path) -> list[str]:

@@ -56,7 +56,7 @@ def read_progress(run: Path, steps: int, now: float | None) -> Progress:
         tokens=int(last.get("tokens_seen", 0)),
         loss=last.get("loss"),
         tokens_per_s=last.get("tokens_per_s"),
-        eta_s=(steps - step) * statistics.median(pace) if pace else None,
+        eta_s=(steps - step) * statistics.median(pace) if len(pace) > 2 else None,
         wall_s=max(0.0, ends - min([*times, *_began(run, events)], default=ends)),
         parts_s={
             "steps": sum(seconds for _, seconds in _windows(trained)),

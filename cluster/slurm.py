@@ -108,6 +108,8 @@ def _run(arguments: Sequence[str], timeout_s: float = 60.0) -> subprocess.Comple
         raise ClusterError(f"{arguments[0]} has not answered for {timeout_s:g} s; ask again when it does.") from None
     if done.returncode:
         words = " ".join((done.stderr or done.stdout).split())
+        if silent := next((mark for mark in _UNREACHABLE if mark in words), ""):
+            raise ClusterError(f"Slurm's controller does not answer {arguments[0]} ({silent}); try again when it does.")
         raise ClusterError(f"{arguments[0]} refuses: {words or f'code {done.returncode}'}")
     return done
 
@@ -168,6 +170,11 @@ def settings() -> dict[str, str]:
         if equals:
             found[name.strip()] = value.strip()
     return found
+
+
+def partitions() -> list[str]:
+    """Their names. Raises ClusterError."""
+    return sorted(set(command(["sinfo", "--noheader", "--format=%R"]).split()))
 
 
 def grace_s(partition: str | None) -> float | None:

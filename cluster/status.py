@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,13 @@ class RunStatus:
         return {**values, **progress, "goodput": self.progress.goodput}
 
 
-def read_status(run: Path) -> RunStatus:
-    """Reads config, records, heartbeats and checkpoints. Raises ClusterError when `run` is no run directory."""
+def read_status(run: Path, state_of: Callable[[str], str | None] = lambda job: None) -> RunStatus:
+    """Reads config, records, heartbeats and checkpoints; `state_of` may ask Slurm (see `cluster.outlook`).
+
+    Raises ClusterError when `run` is no run directory.
+    """
     steps, every = _plan(run)
-    outlook = look_out(run, every)
+    outlook = look_out(run, steps, every, state_of)
     now, beats, known = time.time(), heartbeats(run), events(run)
     ranks = [
         RankStatus(b["rank"], b["host"], b["phase"], b["step"], now - b["time"], b["compute_s"]) for b in beats.values()

@@ -194,6 +194,8 @@ class Supervisor:
         """
         beats = [beat for beat, when in self._seen.values() if when > -math.inf]  # of this start
         notes = exit_notes(self.run_folder, start)
+        if cause.kind == "killed":
+            cause = dataclasses.replace(cause, step=max((int(beat["step"]) for beat in beats), default=cause.step))
         if cause.kind == "killed" and notes:
             hosts = {str(beat["host"]) for beat in beats} - {str(note.get("host")) for note in notes}
             return dataclasses.replace(cause, host=hosts.pop()) if len(hosts) == 1 else cause

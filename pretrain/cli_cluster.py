@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -62,8 +63,10 @@ def launch(
     a run that is queued or starts again.
     """
     from cluster import cordon, slurm
+    from cluster.errors import ClusterError
     from cluster.job import SCRIPT, freeze, new_folder
     from cluster.logs import jobs_of
+    from cluster.run_files import checkpoint_steps
     from pretrain import config_file
 
     resolved = config_file.load(config, [*(overrides or ()), *([f"cluster.nodes={nodes}"] if nodes else [])])
@@ -75,6 +78,10 @@ def launch(
         raise RunError(f"{run / 'STOP'} asks this run not to train; remove that file to go on.")
     if live := [job for job in jobs_of(run) if slurm.state_of(job) in slurm.LIVE]:
         raise RunError(f"Job {live[0]} trains {run} already, or will; `pha cancel {run}` ends it.")
+    if max(checkpoint_steps(run), default=0) >= resolved.train.steps:
+        raise RunError(
+            f"{run} has reached step {resolved.train.steps}, its last; raise train.steps to train it further."
+        )
     _warn(resolved, run)
     folder = new_folder(run)
     (run / "logs").mkdir(exist_ok=True)
@@ -84,16 +91,35 @@ def launch(
     freeze(folder, config_file.dump(resolved.model_copy(update={"run_dir": run})), [root / name for name in PACKAGES])
     job.save()
     (folder / SCRIPT).write_text(slurm.render(job), encoding="utf-8")
-    said = slurm.submit(job, test_only=True)
-    number, avoided = cordon.submit(job)
+    try:
+        _try(job)
+        number, avoided = cordon.submit(job)
+    except ClusterError:
+        shutil.rmtree(folder)  # nothing was launched
+        raise
     (folder / "submitted.json").write_text(json.dumps({"job": number}) + "\n", encoding="utf-8")
     if as_json:
         print_json({"job": number, "folder": str(folder), "script": str(folder / SCRIPT)})
         return
     if avoided:
         print(f"cordoned nodes that it does without: {', '.join(avoided)} (pha cordon list {run})")
-    print(f"{said}\njob {number} trains {run} on {job.nodes} node(s), {job.ranks} rank(s): {folder / SCRIPT}")
+    elif held := cordon.avoided(cordon.of_job(job)):
+        print(f"warning: too few other nodes, so that cordoned ones may be used: {', '.join(held)}", file=sys.stderr)
+    print(f"job {number} trains {run} on {job.nodes} node(s), {job.ranks} rank(s): {folder / SCRIPT}")
     print(f"pha status {run} shows what it does; pha cancel {run} saves and ends it.")
+
+
+def _try(job: Job) -> None:
+    """What sbatch would say; a cluster whose nodes are down refuses a test, and queues the job all the same."""
+    from cluster import slurm
+    from cluster.errors import ClusterError
+
+    try:
+        slurm.submit(job, test_only=True)
+    except ClusterError as error:
+        if slurm.unreachable(error):
+            raise
+        print(f"warning: {error} (by --test-only; the job is queued if sbatch takes it)", file=sys.stderr)
 
 
 def _job(config: RunConfig, run: Path, folder: Path) -> Job:
@@ -170,6 +196,9 @@ def _warn(config: RunConfig, run: Path) -> None:
     from cluster import slurm
     from cluster.run_files import save_seconds
 
+    known, asked = slurm.partitions(), config.cluster.partition
+    if asked and not set(asked.split(",")) <= set(known):
+        raise RunError(f"cluster.partition ({asked}) is none of this cluster's: {', '.join(known)}; choose one.")
     save = save_seconds(run)
     waits = {
         "KillWait, for a job that is cancelled": slurm.seconds(slurm.settings().get("KillWait", "")),

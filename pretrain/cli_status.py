@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ def status(
     """Show what a run is doing, from its files alone: no connection to the run is needed."""
     from cluster.status import read_status
 
-    found = read_status(run)
+    found = read_status(run, _state_of)
     problems = _verify(run) if verify else {}
     if as_json:
         print_json({**found.as_dict(), **({"problems": problems} if verify else {})})
@@ -92,6 +93,17 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minute = divmod(minutes, 60)
     return f"{hours} h {minute} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _state_of(job: str) -> str | None:
+    """What Slurm says of a job, where there is one that answers."""
+    from cluster import slurm
+    from cluster.errors import ClusterError
+
+    try:
+        return slurm.state_of(job) if shutil.which("scontrol") else None
+    except ClusterError:
+        return None
 
 
 def _verify(run: Path) -> dict[int, str]:
