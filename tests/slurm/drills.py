@@ -31,7 +31,7 @@ from tests.slurm import bed, faults
 from tests.slurm.faults import Scene, wait
 
 SECTION = "make slurm-drills"
-STEPS, BATCH, SEQ_LEN, AT = 600, 8, 32, 30
+STEPS, LONG, BATCH, SEQ_LEN, AT = 600, 2400, 8, 32, 30
 CONFIG = (
     runs.CONFIG.replace("steps: 14", f"steps: {STEPS}")
     .replace("eval: {every: 6", "eval: {every: 0")
@@ -60,6 +60,8 @@ class Drill:
     """Done to the cluster before the launch."""
     check: Callable[[Scene], str] = lambda scene: ""
     """What is wrong in the end, beside what is always looked at; empty is nothing."""
+    steps: int = STEPS
+    """More where Slurm takes longer to notice than a run lasts."""
     elastic: bool = False
     """Whether fewer ranks finish the run: its numbers are then equal but for rounding."""
 
@@ -111,8 +113,8 @@ def _one_start(scene: Scene) -> str:
 DRILLS = (
     Drill("SIGKILL to a rank", faults.killed_rank),
     Drill("SIGSTOP of a rank", faults.stopped_rank),
-    Drill("SIGKILL to a node's slurmd", faults.killed_slurmd),
-    Drill("SIGKILL to a node's slurmstepd", faults.killed_stepd),
+    Drill("SIGKILL to a node's slurmd", faults.killed_slurmd, steps=LONG),
+    Drill("SIGKILL to a node's slurmstepd", faults.killed_stepd, steps=LONG),
     Drill("a node crashes in silence", faults.crashed_node, check=_changed_node),
     Drill("the first node crashes", faults.crashed_first_node, check=_changed_node),
     Drill("a node is unplugged for 25 s", faults.unplugged_node),
@@ -170,7 +172,7 @@ def launch(folder: Path, run: Path, one: Drill) -> str:
     settings = [
         f"run_dir={run}", f"cluster.nodes={one.nodes}", f"cluster.spare_nodes={one.spares}", "cluster.time=30:00",
         "watchdog.step_s=10", "watchdog.save_s=20", "cluster.interface=eth1", f"cluster.python={folder / 'python'}",
-        f"cluster.env={{{ledger.LEDGER}: {run / 'ledger'}}}", *one.settings,
+        f"cluster.env={{{ledger.LEDGER}: {run / 'ledger'}}}", f"train.steps={one.steps}", *one.settings,
     ]  # fmt: skip
     told = bed.told(sys.executable, "-m", "pretrain.cli", "launch", str(folder / "run.yaml"), "--json", *settings)
     return str(json.loads(told)["job"])
@@ -192,11 +194,11 @@ def measure(scene: Scene, one: Drill, result: Result, folder: Path) -> None:
         times = [r["time"] for r in metrics.of_kind(kept, "train") if r["time"] > again[0]["time"]]
         result.new_step_s = min(times) - scene.at
     result.twice = len(metrics.of_kind(superseded(run), "train"))
-    reference = folder / f"reference-{one.nodes}"
+    reference = folder / f"reference-{one.nodes}-{one.steps}"
     ours, theirs = training(run), training(reference)
     dataset = folder / "data" / "dataset"
     epoch = ledger.epoch(dataset, SEQ_LEN, BATCH)
-    result.problems += tuple(ledger.problems(run / "ledger", dataset, STEPS, BATCH, epoch, marks(run)))
+    result.problems += tuple(ledger.problems(run / "ledger", dataset, one.steps, BATCH, epoch, marks(run)))
     if one.elastic:
         apart = max(abs(ours[s][0] - theirs[s][0]) / theirs[s][0] for s in theirs)
         result.equal = f"losses within {apart:.1e}"
@@ -224,13 +226,14 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "run.yaml").exists():
         dataset = build_tiny_dataset(folder / "data")
-        write_config(folder, dataset, folder / "reference-2", CONFIG)
+        write_config(folder, dataset, folder / "run", CONFIG)
         (folder / "python").write_text(PYTHON.format(root=bed.ROOT, python=sys.executable))
         (folder / "python").chmod(0o755)
-    for nodes in (1, 2, 4):
-        reference = folder / f"reference-{nodes}"
-        if not last_records(reference) or max(training(reference)) < STEPS:
-            job = runs.start(reference, folder / "run.yaml", f"run_dir={reference}", "train.threads=1", ranks=nodes)
+    for nodes, steps in sorted({(one.nodes, one.steps) for one in DRILLS}):
+        reference = folder / f"reference-{nodes}-{steps}"
+        if not last_records(reference) or max(training(reference)) < steps:
+            settings = (f"run_dir={reference}", "train.threads=1", f"train.steps={steps}")
+            job = runs.start(reference, folder / "run.yaml", *settings, ranks=nodes)
             if job.wait() != 0:
                 raise SystemExit(f"error: the undisturbed run on {nodes} ranks failed; see {reference / 'logs'}.")
 
@@ -254,7 +257,7 @@ def table(results: list[Result], seconds: float) -> Table:
         )
     machine = describe()
     shown.remarks.append(
-        f"{STEPS} steps of the nano model on one rank a node, a checkpoint every 20 steps, the fault at step {AT}; "
+        f"{STEPS} steps of the nano model (for slurmd and slurmstepd {LONG}) on one rank a node, a checkpoint every 20 steps, the fault at step {AT}; "
         "limits: 10 s for a step, SlurmdTimeout 15 s, KillWait 10 s. All nodes share "
         f"{machine['cores']} cores of {machine['processor']}. {seconds:,.0f} s in all."
     )
