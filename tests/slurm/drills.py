@@ -257,8 +257,8 @@ def table(results: list[Result], seconds: float) -> Table:
         )
     machine = describe()
     shown.remarks.append(
-        f"{STEPS} steps of the nano model (for slurmd and slurmstepd {LONG}) on one rank a node, a checkpoint every 20 steps, the fault at step {AT}; "
-        "limits: 10 s for a step, SlurmdTimeout 15 s, KillWait 10 s. All nodes share "
+        f"{STEPS} steps of the nano model ({LONG} for slurmd and slurmstepd) on one rank a node, a checkpoint every 20 "
+        f"steps, the fault at step {AT}; limits: 10 s for a step, SlurmdTimeout 15 s, KillWait 10 s. All nodes share "
         f"{machine['cores']} cores of {machine['processor']}. {seconds:,.0f} s in all."
     )
     shown.remarks.append(
