@@ -30,6 +30,8 @@ class Scene:
     job: str = ""
     at: float = 0.0
     """When the fault was done, by the clock; 0 before."""
+    steps_before: int = 0
+    """On record at that moment."""
     keep: dict[str, Any] = field(default_factory=dict)
     """What a fault leaves for the check after it."""
 
@@ -53,7 +55,7 @@ class Scene:
 
     def happens(self) -> None:
         """The fault is done now."""
-        self.at = time.time()
+        self.at, self.steps_before = time.time(), self.steps()
 
     def send(self, name: str, rank: int) -> None:
         """A signal to a rank."""
@@ -127,6 +129,12 @@ def signalled_job(scene: Scene) -> None:
 
 def nothing(scene: Scene) -> None:
     scene.happens()
+
+
+def time_limit(scene: Scene) -> None:
+    """It comes by itself; its moment is when the ranks have left for it."""
+    wait(lambda: any(e["event"] == "end" for e in events(scene.run)), "the end of the time")
+    scene.at = next(e["time"] for e in events(scene.run) if e["event"] == "end") - 1e-3
 
 
 def preempted_job(scene: Scene) -> None:
