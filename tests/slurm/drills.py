@@ -11,7 +11,6 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -253,7 +252,7 @@ def prepare(folder: Path) -> None:
             raise SystemExit(f"error: the undisturbed run {one.reference} failed; see {reference / 'logs'}.")
 
 
-def table(results: list[Result], seconds: float) -> Table:
+def table(results: list[Result]) -> Table:
     """For people."""
     columns = ("harm", "noticed after", "first new step after", "steps taken twice", "starts (jobs)", "data", "the end")
     shown = Table("Harm to runs on a real Slurm of four nodes", columns)
@@ -272,9 +271,9 @@ def table(results: list[Result], seconds: float) -> Table:
         )
     machine = describe()
     shown.remarks.append(
-        f"{STEPS} steps of the nano model ({LONG} for slurmd, slurmstepd and the time limit) on one rank a node, a checkpoint every 20 "
-        f"steps, the fault at step {AT}; limits: 10 s for a step, SlurmdTimeout 15 s, KillWait 10 s. All nodes share "
-        f"{machine['cores']} cores of {machine['processor']}. {seconds:,.0f} s in all."
+        f"{STEPS} steps of the nano model ({LONG} for slurmd, slurmstepd and the time limit) on one rank a node, a "
+        f"checkpoint every 20 steps, the fault at step {AT}; limit of a step 10 s, SlurmdTimeout 15 s, KillWait 10 s. "
+        f"All nodes share {machine['cores']} cores of {machine['processor']}."
     )
     shown.remarks.append(
         "Noticed: the first word of a supervisor or a deputy. Data: what each rank was given, by a ledger that the "
@@ -300,7 +299,6 @@ def main() -> None:
     done = {}
     for line in kept.read_text().splitlines() if kept.exists() else ():
         done[json.loads(line)["name"]] = Result(**{**json.loads(line), "problems": tuple(json.loads(line)["problems"])})
-    began = time.monotonic()
     for one in DRILLS:
         if (options.only and options.only not in one.name) or (one.name in done and not done[one.name].problems):
             continue
@@ -309,7 +307,7 @@ def main() -> None:
             file.write(json.dumps(asdict(done[one.name])) + "\n")
         print(json.dumps(asdict(done[one.name])), flush=True)
     results = [done[one.name] for one in DRILLS if one.name in done]
-    text = table(results, time.monotonic() - began).markdown()
+    text = table(results).markdown()
     print(text)
     if options.write is not None:
         write_section(options.write, SECTION, text)
