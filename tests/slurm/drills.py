@@ -276,10 +276,10 @@ def table(results: list[Result]) -> Table:
         f"All nodes share {machine['cores']} cores of {machine['processor']}."
     )
     shown.remarks.append(
-        "Noticed: the first word of a supervisor or a deputy; – where there was nothing to do, or where Slurm notices later "
-        "(a killed slurmd after 26 s, a killed slurmstepd after 75 s) than the run lasted, whose ranks trained on. Data: what each rank was given, by a ledger that the "
-        "ranks keep: every sequence once. The end: losses, norms and rates of all steps and the final weights' bytes "
-        "against a run that nothing happened to."
+        "Noticed: the first word of a supervisor or a deputy; – where there was nothing to do, or where Slurm notices "
+        "later (a killed slurmd after 26 s, a killed slurmstepd after 75 s) than the run lasted: its ranks train on. "
+        "Data: what each rank was given, by a ledger that the ranks keep: every sequence once. The end: losses, norms "
+        "and rates of all steps and the final weights' bytes against a run that nothing happened to."
     )
     return shown
 
