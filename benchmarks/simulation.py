@@ -27,7 +27,7 @@ from cluster import run_files, slurm
 from cluster.link_search import search
 from cluster.preflight import SEARCH_S
 from cluster.run_files import exit_notes, heartbeats
-from cluster.supervise import Limits, NoPlace, Started, Supervisor
+from cluster.supervise import Limits, Owner, Supervisor
 from pretrain.config import WatchdogConfig
 from pretrain.markdown import check_section, write_section
 
@@ -274,7 +274,7 @@ def looks() -> Table:
         with tempfile.TemporaryDirectory(prefix="pha-looks-") as name:
             run = Path(name)
             _write_ranks(run, ranks)
-            supervisor = Supervisor(run, ranks, _nowhere, Limits({"": 645.0}))
+            supervisor = Supervisor(run, ranks, Owner(), Limits({"": 645.0}))
             supervisor._silent(0.0)
             beats = _cheapest(lambda run=run: heartbeats(run))  # type: ignore[misc]
             silent = _cheapest(lambda one=supervisor: one._silent(0.0))  # type: ignore[misc]
@@ -314,10 +314,6 @@ def _write_ranks(run: Path, ranks: int) -> None:
         (run / "heartbeats" / f"rank-{rank}.json").write_text(json.dumps(beat, indent=1))
         note = {"rank": rank, "host": f"n{rank // GPUS}", "code": 75, "kind": "stopped", "words": "", "time": 1.0}
         (run / "exits" / "000001" / f"rank-{rank}.json").write_text(json.dumps(note))
-
-
-def _nowhere() -> Started:
-    raise NoPlace("Nothing is started here.")
 
 
 def _cheapest(act: Callable[[], object]) -> tuple[float, float]:

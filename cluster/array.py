@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from cluster import slurm
 from cluster.errors import ClusterError
-from cluster.job import CODE, JOB
+from cluster.job import JOB
 
 TASKS, SUBMITTED = "tasks", "submitted.json"
 
@@ -57,25 +56,18 @@ class ArrayJob:
 
 def render(job: ArrayJob) -> str:
     """The sbatch script: one file that a person can read. Raises ClusterError."""
-    lines = [
-        "#!/bin/bash",
-        f"# {' '.join(job.title.split())}",
-        *(f"#SBATCH --{name}={slurm.directive(name, value)}" for name, value in job.directives.items()),
-        "# So long before its limit a task lets go of its work; Slurm may ask for it up to a minute earlier.",
-        f"#SBATCH --signal=B:USR1@{job.lead_s}",
-        "# A task whose node is lost, or that was taken off for another job, comes back by itself.",
-        "#SBATCH --requeue",
-        "#SBATCH --open-mode=append",
-        "set -eu",
-        *(f"module load {shlex.quote(name)}" for name in job.modules),
-        "# The code as it was at the launch.",
-        f"export PYTHONPATH={shlex.quote(str(Path(job.folder) / CODE))}",
-        "# lines reach the logs when they are written",
-        "export PYTHONUNBUFFERED=1",
-        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(job.env.items())),
-        f"exec {shlex.quote(job.python)} -m cluster.array_task {shlex.quote(job.folder)}",
-    ]
-    return "\n".join(lines) + "\n"
+    return slurm.script(
+        job,
+        job.title,
+        [
+            "# So long before its limit a task lets go of its work; Slurm may ask for it up to a minute earlier.",
+            f"#SBATCH --signal=B:USR1@{job.lead_s}",
+            "# A task whose node is lost, or that was taken off for another job, comes back by itself.",
+            "#SBATCH --requeue",
+        ],
+        [],
+        "cluster.array_task",
+    )
 
 
 def states(number: str) -> dict[str, str]:

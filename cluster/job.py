@@ -81,6 +81,18 @@ class Scripted(Protocol):
     def directives(self) -> dict[str, str]:
         """Options of sbatch, by name."""
 
+    @property
+    def python(self) -> str:
+        """The interpreter on the nodes."""
+
+    @property
+    def modules(self) -> list[str]:
+        """Loaded before anything else."""
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Further environment variables."""
+
 
 def new_folder(run: Path) -> Path:
     """A fresh `launch/000001` in the run's folder. Raises OSError."""

@@ -24,8 +24,9 @@ from cluster.job import Job, place
 from cluster.policy import Action, Blame, Budget, Cause, Decision
 from cluster.run_files import STOP, newest_start, save_seconds
 from cluster.step import Step, begin
+from cluster.stragglers import Straggler
 from cluster.successor import Successor
-from cluster.supervise import HANDED_OVER, Limits, NoPlace, Supervisor
+from cluster.supervise import HANDED_OVER, Limits, NoPlace, Owner, Supervisor
 
 MARGIN_S = 30.0
 """For the ranks to come to the end of a step, and to leave."""
@@ -35,7 +36,7 @@ PORTS = (20_000, 20_000)
 """The first one and how many."""
 
 
-class JobSupervisor:
+class JobSupervisor(Owner):
     """Supervises one job."""
 
     def __init__(self, job: Job, job_id: str) -> None:
@@ -44,11 +45,7 @@ class JobSupervisor:
         self.run = Path(job.run)
         self.blame = Blame()
         self.used: list[str] = []
-        self.supervisor = Supervisor(
-            self.run, job.ranks, self.start, Limits(job.silent_s), Budget(job.relaunches),
-            judged=self._judged, due=self._due, wished=self._wished,
-            straggles=lambda one: self.health.straggles(one),
-        )  # fmt: skip
+        self.supervisor = Supervisor(self.run, job.ranks, self, Limits(job.silent_s), Budget(job.relaunches))
         self.health = Health(job, job_id, self.supervisor.record, lambda: self.supervisor.wish is not None)
         self.successor = Successor(job, job_id, self.supervisor.record)
         self.cancelled = False
@@ -70,7 +67,7 @@ class JobSupervisor:
                 self.successor.drop()
             return code
         if self.supervisor.wish is not None:
-            self._wished(self.supervisor.wish)
+            self.wished(self.supervisor.wish)
         if self.cancelled or (self.run / STOP).exists():
             self.successor.drop()
             self.supervisor.record(
@@ -89,7 +86,7 @@ class JobSupervisor:
         if nodes:
             subprocess.Popen(arguments(self.job, self.job_id, _this_node(), nodes), start_new_session=True)
 
-    def _wished(self, number: int) -> None:
+    def wished(self, number: int) -> None:
         """The time limit announces itself with USR1; TERM is a preemption, or somebody who cancels the job.
 
         Slurm may end this process before the ranks have saved, so who is cancelled takes the successor back at once.
@@ -103,7 +100,7 @@ class JobSupervisor:
         if self.cancelled:
             self.successor.drop()
 
-    def _due(self) -> int | None:
+    def due(self) -> int | None:
         """Slurm announces the limit by a lead that was fixed when the job was submitted; this one knows the saves."""
         now = time.time()
         if self._end is None or now < self._end - self._lead_s():
@@ -147,12 +144,16 @@ class JobSupervisor:
             f"and the run needs {self.job.nodes}."
         )
 
-    def _judged(self, cause: Cause, decision: Decision) -> None:
+    def judged(self, cause: Cause, decision: Decision) -> None:
         """A node whose rank was silent, or that is lost, is the last choice from now on."""
         self._overtaken = cause.kind == "overtaken"
         self.health.heard(cause)
         if decision.action is Action.RELAUNCH:
             self.blame.hear(cause, self.used)
+
+    def straggles(self, straggler: Straggler) -> None:
+        """Its node may be cordoned, where the config asks for that."""
+        self.health.straggles(straggler)
 
     def _port(self, head: str, number: int) -> int:
         """Of this job and start alone, and free on the head node where that is this one."""

@@ -19,7 +19,7 @@ from cluster.local import GRACE_S, PEER_LOST, STOPPED, Place, free_port
 from cluster.meeting import BEAT_S, KILL, START, STOP, Lead, Meeting, Order, Part, Pulse, Report, new_life
 from cluster.run_files import START as MARK
 from cluster.run_files import STOP as STOP_FILE
-from cluster.supervise import NoPlace, Started, Supervisor
+from cluster.supervise import NoPlace, Owner, Started, Supervisor
 
 LOST = 137
 """The exit code of a host that is lost, as of one whose ranks were killed."""
@@ -51,7 +51,7 @@ class Patience:
     """The first start waits for hosts that have never reported."""
 
 
-class Leader:
+class Leader(Owner):
     """Gives the orders. All its waiting goes through `sleep`, so that its own signs of life go on."""
 
     def __init__(
@@ -76,7 +76,7 @@ class Leader:
         """
         self.run, self.hosts, self.meeting = run, hosts, Meeting(run)
         self._begin, self._fits, self._elastic = begin, fits, elastic
-        self.patience, self.tell = patience or Patience(), tell
+        self.patience, self._say_to_people = patience or Patience(), tell
         self.clock, self._sleep = clock, sleep
         self.lead = Lead(hosts[0].name, new_life(), 0, settings)
         self.reports: dict[str, Report] = {}
@@ -84,12 +84,16 @@ class Leader:
         self._began, self._next = clock(), clock()
         self._job: HostsJob | None = None
         self.supervisor: Supervisor | None = None
-        """Whose `start` is this one's."""
+        """Whose owner this is."""
 
     def sleep(self, seconds: float) -> None:
         """Lets time pass, and gives the signs of life that are due."""
         self._sleep(seconds)
         self.beat()
+
+    def tell(self, words: str) -> None:
+        """For people."""
+        self._say_to_people(words)
 
     def beat(self) -> None:
         """Once a second: a sign of life, and a look at those of the others. Raises ClusterError."""

@@ -7,50 +7,80 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cluster.errors import ClusterError
 from cluster.job import CODE, SCRIPT, Job, Scripted
 
-_REASONS = {
+_RUNS_THE_COPY = {
     "PYTHONUNBUFFERED": ("1", "lines reach the logs when they are written"),
     "PYTHONSAFEPATH": ("1", "code that lies where the job was launched is not taken instead of that copy"),
+}
+"""Environment variable → (value, why), for every job."""
+_COLLECTIVES = {
     "TORCH_CPP_LOG_LEVEL": ("ERROR", "silences 'hostname of the client socket cannot be retrieved', which is harmless"),
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": ("1", "a failed collective ends its rank instead of waiting for ever"),
     "TORCH_NCCL_DUMP_ON_TIMEOUT": ("1", "NCCL writes who was in which collective when one times out"),
     "TORCH_NCCL_TRACE_BUFFER_SIZE": ("2000", "collectives that are remembered for that"),
 }
-"""Environment variable → (value, why)."""
+"""The same, for jobs whose ranks meet."""
 
 
 def render(job: Job) -> str:
-    """The sbatch script: one file that a person can read, and submit by hand. Raises ClusterError."""
+    """The sbatch script of a run: one file that a person can read, and submit by hand. Raises ClusterError."""
+    exports = explained(_COLLECTIVES)
+    if job.interface is not None:
+        exports.append("# ranks meet on this interface, and not on the first one that has an address")
+        exports += [
+            f"export {name}={shlex.quote(job.interface)}" for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+        ]
+    return script(
+        job,
+        f"The run {job.run}, written by `pha launch`. Submit it again and the run goes on.",
+        [
+            "# The supervisor is asked to stop so long before the limit; Slurm may do it up to a minute earlier.",
+            f"#SBATCH --signal=B:USR1@{job.lead_s}",
+            "# A lost node costs the run a restart and not the allocation; Slurm's own requeue would wait for two "
+            "minutes.",
+            "#SBATCH --no-kill",
+            "#SBATCH --no-requeue",
+        ],
+        exports,
+        "cluster.job_supervisor",
+    )
+
+
+def script(job: Scripted, title: str, directives: Sequence[str], exports: Sequence[str], program: str) -> str:
+    """What all scripts have in common. Raises ClusterError.
+
+    Args:
+        title: what it is, in a line.
+        directives: further lines of #SBATCH, with their reasons.
+        exports: further lines that set the environment.
+        program: the module that the job runs, from the copy of the code in its folder.
+    """
     lines = [
         "#!/bin/bash",
-        f"# The run {job.run}, written by `pha launch`. Submit it again and the run goes on.",
+        f"# {' '.join(title.split())}",
         *(f"#SBATCH --{name}={directive(name, value)}" for name, value in job.directives.items()),
-        "# The supervisor is asked to stop so long before the limit; Slurm may do it up to a minute earlier.",
-        f"#SBATCH --signal=B:USR1@{job.lead_s}",
-        "# A lost node costs the run a restart and not the allocation; Slurm's own requeue would wait for two minutes.",
-        "#SBATCH --no-kill",
-        "#SBATCH --no-requeue",
+        *directives,
         "#SBATCH --open-mode=append",
         "set -eu",
         *(f"module load {shlex.quote(name)}" for name in job.modules),
-        "# The code as it was when the run was launched.",
+        "# The code as it was at the launch.",
         f"export PYTHONPATH={shlex.quote(str(Path(job.folder) / CODE))}",
+        *explained(_RUNS_THE_COPY),
+        *exports,
+        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(job.env.items())),
+        f"exec {shlex.quote(job.python)} -m {program} {shlex.quote(job.folder)}",
     ]
-    for name, (value, why) in _REASONS.items():
-        lines += [f"# {why}", f"export {name}={value}"]
-    if job.interface is not None:
-        lines.append("# ranks meet on this interface, and not on the first one that has an address")
-        lines += [
-            f"export {name}={shlex.quote(job.interface)}" for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-        ]
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in sorted(job.env.items())]
-    lines.append(f"exec {shlex.quote(job.python)} -m cluster.job_supervisor {shlex.quote(job.folder)}")
     return "\n".join(lines) + "\n"
+
+
+def explained(variables: Mapping[str, tuple[str, str]]) -> list[str]:
+    """Lines that set variables, each below its reason."""
+    return [line for name, (value, why) in variables.items() for line in (f"# {why}", f"export {name}={value}")]
 
 
 def directive(name: str, value: str) -> str:
@@ -112,6 +142,21 @@ def _run(arguments: Sequence[str], timeout_s: float = 60.0) -> subprocess.Comple
             raise ClusterError(f"Slurm's controller does not answer {arguments[0]} ({silent}); try again when it does.")
         raise ClusterError(f"{arguments[0]} refuses: {words or f'code {done.returncode}'}")
     return done
+
+
+def doubts(job: Scripted) -> str:
+    """Why `sbatch --test-only` would not take the job, in words; empty where it would.
+
+    It also refuses while too few nodes are up, where sbatch queues the job: so this is for a warning. Raises
+    ClusterError where the controller does not answer.
+    """
+    try:
+        submit(job, test_only=True)
+    except ClusterError as error:
+        if unreachable(error):
+            raise
+        return f"{error} (by --test-only; the job is queued if sbatch takes it)"
+    return ""
 
 
 def submit(job: Scripted, *, test_only: bool = False, exclude: Sequence[str] = ()) -> str:

@@ -69,6 +69,30 @@ class Started(Protocol):
         """Ends all of them, whatever they do."""
 
 
+class Owner:
+    """Whom a supervisor works for: who starts the ranks, and hears what becomes of them. All but `start` may stay."""
+
+    def start(self) -> Started:
+        """Starts the ranks. Raises NoPlace where there is nowhere to."""
+        raise NotImplementedError
+
+    def due(self) -> int | None:
+        """Asked once a second: a signal to stop with, because time is up."""
+        return None
+
+    def wished(self, number: int) -> None:
+        """The ranks have been passed the first signal to stop."""
+
+    def judged(self, cause: Cause, decision: Decision) -> None:
+        """A start has ended like this."""
+
+    def straggles(self, straggler: Straggler) -> None:
+        """A rank holds the others up."""
+
+    def tell(self, words: str) -> None:
+        """What is to be done, in words for people."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """Seconds without a heartbeat after which a rank counts as silent, by phase of its last one; 0 is never."""
@@ -89,30 +113,14 @@ class Supervisor:
         self,
         run: Path,
         ranks: int,
-        start: Callable[[], Started],
+        owner: Owner,
         limits: Limits,
         budget: Budget | None = None,
         sleep: Callable[[float], None] = time.sleep,
-        judged: Callable[[Cause, Decision], None] = lambda cause, decision: None,
-        tell: Callable[[str], None] = lambda words: None,
-        due: Callable[[], int | None] = lambda: None,
-        wished: Callable[[int], None] = lambda number: None,
-        straggles: Callable[[Straggler], None] = lambda straggler: None,
     ) -> None:
-        """Of the run in this folder.
-
-        Args:
-            start: starts `ranks` processes that train it, or raises NoPlace.
-            judged: hears how each start ended.
-            tell: what is to be done, in words for people.
-            due: asked once a second for a signal to stop with, because time is up.
-            wished: hears of the first signal to stop once it is passed on.
-            straggles: hears of each rank that holds the others up.
-        """
-        self._straggles, self._slow = straggles, StragglerWatch()
-        self.run_folder, self.ranks, self.start, self.limits = run, ranks, start, limits
-        self.budget, self._sleep, self._judged, self._tell = budget or Budget(), sleep, judged, tell
-        self._due, self._wished = due, wished
+        """Of the run in this folder, which so many ranks train."""
+        self.run_folder, self.ranks, self.owner, self.limits = run, ranks, owner, limits
+        self.budget, self._sleep, self._slow = budget or Budget(), sleep, StragglerWatch()
         self._mark, self._before, self._own = "", 0, 0
         self._causes: list[Cause] = []
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}
@@ -140,7 +148,7 @@ class Supervisor:
         saved, began = checkpoint_steps(self.run_folder), time.monotonic()
         self._mark_next_start()
         try:
-            started = self.start()
+            started = self.owner.start()
         except NoPlace as error:
             self.record("no place", words=str(error))
             return Decision(Action.HAND_OVER, str(error))
@@ -160,8 +168,8 @@ class Supervisor:
             "end", start=ended, seconds=round(time.monotonic() - began, 1), cause=cause.as_dict(),
             decision=decision.action.value, words=decision.words, pause_s=decision.pause_s,
         )  # fmt: skip
-        self._judged(cause, decision)
-        self._tell(
+        self.owner.judged(cause, decision)
+        self.owner.tell(
             f"supervisor: start {ended} ended at step {cause.step} ({cause.kind}): {decision.words} "
             f"Next: {decision.action.value}."
         )
@@ -217,14 +225,15 @@ class Supervisor:
             before = now
             if now >= look_at:  # the folder may be on a network, and have thousands of ranks' files
                 look_at = now + LOOK_S
-                self.wish = self.wish or self._due()
+                self.wish = self.wish or self.owner.due()
                 if self.wish is not None and not passed_on:
                     passed_on = started.signal(self.wish)
                     if passed_on:
-                        self._wished(self.wish)
-                if failed_at == math.inf and self._has_failed():
+                        self.owner.wished(self.wish)
+                notes = exit_notes(self.run_folder, self._number())
+                if failed_at == math.inf and self._has_failed(notes):
                     failed_at = now + FOLLOW_S
-                if left_at == math.inf and self._all_left():
+                if left_at == math.inf and len(notes) >= self.ranks:
                     left_at = now + LINGER_S
                 silent = self._silent(began)
                 if silent is not None:
@@ -239,12 +248,9 @@ class Supervisor:
             self._sleep(POLL_S)
         return None
 
-    def _all_left(self) -> bool:
-        return len(exit_notes(self.run_folder, self._number())) >= self.ranks
-
-    def _has_failed(self) -> bool:
-        notes = exit_notes(self.run_folder, self._number()) or [refusal(self.run_folder, self._mark)]
-        return any(note.get("kind", "done") not in WELL for note in notes)
+    def _has_failed(self, notes: list[dict[str, Any]]) -> bool:
+        told = notes or [refusal(self.run_folder, self._mark)]
+        return any(note.get("kind", "done") not in WELL for note in told)
 
     def _silent(self, began: float) -> Cause | None:
         """The rank that is furthest behind, if some rank has been silent for too long."""
@@ -257,7 +263,7 @@ class Supervisor:
         for straggler in self._slow.look(beat for beat, _ in beats):
             self.record("straggler", start=self._number(), **dataclasses.asdict(straggler),
                         words=straggler.words)  # fmt: skip
-            self._straggles(straggler)
+            self.owner.straggles(straggler)
         if not beats:
             limit = self.limits.of("start")
             words = f"No rank has given a sign of life for {now - began:.0f} s (limit {limit:g} s)."

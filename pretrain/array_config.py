@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from pretrain.cluster_config import Name, Option, Time, Variable, seconds_of
-from pretrain.section import Section
+from pretrain.cluster_config import SbatchConfig, seconds_of
 
 
-class ArrayConfig(Section):
+class ArrayConfig(SbatchConfig):
     """The job array of a build on Slurm."""
 
     tasks: int = Field(4, ge=1, le=100_000)
@@ -20,28 +18,8 @@ class ArrayConfig(Section):
     """At most so many run at the same time; None leaves it to Slurm."""
     cpus_per_task: int = Field(1, ge=1)
     """A task does so many units of work at once, each in a process of its own."""
-    memory: Name | None = None
-    """Of a task, as Slurm writes it: 8G. None is the partition's default."""
-    time: Time | None = None
-    """A task's limit: MM:SS, HH:MM:SS or D-HH:MM:SS; a longer build goes on in the tasks that follow. None is the
-    partition's default."""
     lead_s: int = Field(60, ge=1)
     """So long before the limit a task lets go of its work, and another one follows it."""
-    partition: Name | None = None
-    account: Name | None = None
-    qos: Name | None = None
-    constraint: Name | None = None
-    reservation: Name | None = None
-    exclude: tuple[Name, ...] = ()
-    """Nodes that are not to be used."""
-    options: dict[Option, Name] = Field(default_factory=dict)
-    """Further options of sbatch, without their dashes: {nice: "100"}."""
-    modules: tuple[Name, ...] = ()
-    """Loaded before anything else, with `module load`."""
-    python: Path | None = None
-    """The interpreter on the nodes; None is the one that launches."""
-    env: dict[Variable, str] = Field(default_factory=dict)
-    """Further environment variables of the tasks."""
     silent_s: float = Field(90.0, gt=0.0)
     """A task without a sign of life for so long is taken for dead: others do its units again. It must be longer than
     the shared file system takes to show what another node has written (NFS: up to 60 s)."""
@@ -61,21 +39,7 @@ class ArrayConfig(Section):
             )
         return self
 
-    def directives(self) -> dict[str, str]:
-        """Options of sbatch, by name, but for those that a launch itself decides."""
-        optional = {
-            "array": f"1-{self.tasks}" + (f"%{self.at_once}" if self.at_once is not None else ""),
-            "nodes": 1,
-            "ntasks": 1,
-            "cpus-per-task": self.cpus_per_task,
-            "mem": self.memory,
-            "time": self.time,
-            "partition": self.partition,
-            "account": self.account,
-            "qos": self.qos,
-            "constraint": self.constraint,
-            "reservation": self.reservation,
-            "exclude": ",".join(self.exclude) or None,
-            **self.options,
-        }
-        return {name: str(value) for name, value in optional.items() if value is not None}
+    def directives(self, **more: object) -> dict[str, str]:
+        """Options of sbatch, by name, `more` among them."""
+        array = f"1-{self.tasks}" + (f"%{self.at_once}" if self.at_once is not None else "")
+        return super().directives(array=array, nodes=1, ntasks=1, cpus_per_task=self.cpus_per_task, **more)

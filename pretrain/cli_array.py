@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,7 @@ def launch_build(config: BuildConfig, cluster: ArrayConfig, dry_run: bool, as_js
     import yaml
 
     from cluster import array, slurm
+    from cluster.errors import ClusterError
     from cluster.job import SCRIPT, freeze, numbered_folder
     from data_pipeline.build import prepare
     from data_pipeline.build_array import Order
@@ -73,13 +75,18 @@ def launch_build(config: BuildConfig, cluster: ArrayConfig, dry_run: bool, as_js
     job = _job(config, cluster, folder)
     job.save()
     (folder / SCRIPT).write_text(array.render(job), encoding="utf-8")
-    said = slurm.submit(job, test_only=True)
-    number = slurm.submit(job)
+    try:
+        if doubts := slurm.doubts(job):
+            print(f"warning: {doubts}", file=sys.stderr)
+        number = slurm.submit(job)
+    except ClusterError:
+        shutil.rmtree(folder)  # nothing was launched
+        raise
     (folder / array.SUBMITTED).write_text(json.dumps({"job": number}) + "\n", encoding="utf-8")
     if as_json:
         print_json({"job": number, "folder": str(folder), "script": str(folder / SCRIPT)})
         return
-    print(f"{said}\njob {number} builds {config.output} with {cluster.tasks} task(s): {folder / SCRIPT}")
+    print(f"job {number} builds {config.output} with {cluster.tasks} task(s): {folder / SCRIPT}")
     print(f"pha data status {config.output} shows how far it is; scancel {number} ends it, and keeps what is finished.")
 
 
@@ -91,12 +98,11 @@ def _job(config: BuildConfig, cluster: ArrayConfig, folder: Path) -> ArrayJob:
         folder=str(folder),
         python=str(cluster.python or sys.executable),
         command=["-m", "data_pipeline.build_task", str(folder)],
-        directives={
-            "job-name": f"pha-data-{config.output.name}",
-            "chdir": str(Path.cwd()),
-            "output": str(folder / "logs" / "%A_%a.out"),
-            **cluster.directives(),
-        },
+        directives=cluster.directives(
+            job_name=f"pha-data-{config.output.name}",
+            chdir=Path.cwd(),
+            output=folder / "logs" / "%A_%a.out",
+        ),
         modules=list(cluster.modules),
         env=dict(cluster.env),
         lead_s=cluster.lead_s,

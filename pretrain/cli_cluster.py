@@ -29,16 +29,23 @@ def supervise(config: RunConfig, command: list[str], ranks: int) -> int:
     """Starts `command` as so many ranks on this machine until the run is done; returns the exit code."""
     from cluster.local import LocalJob
     from cluster.policy import Budget
-    from cluster.supervise import Limits, Supervisor
+    from cluster.supervise import Limits, Owner, Supervisor
     from pretrain.rundir import RunDirectory
 
     directory = RunDirectory(config.run_dir)
     directory.create()
-    supervisor = Supervisor(
-        directory.path, ranks, lambda: LocalJob(command, ranks, directory.logs), Limits(silent_after(config)),
-        Budget(config.cluster.relaunches), tell=lambda words: print(words, file=sys.stderr, flush=True),
-    )  # fmt: skip
-    return supervisor.supervise()
+
+    class Terminal(Owner):
+        """Somebody at a terminal of this machine."""
+
+        def start(self) -> LocalJob:
+            return LocalJob(command, ranks, directory.logs)
+
+        def tell(self, words: str) -> None:
+            print(words, file=sys.stderr, flush=True)
+
+    limits, budget = Limits(silent_after(config)), Budget(config.cluster.relaunches)
+    return Supervisor(directory.path, ranks, Terminal(), limits, budget).supervise()
 
 
 def silent_after(config: RunConfig) -> dict[str, float]:
@@ -92,7 +99,8 @@ def launch(
     job.save()
     (folder / SCRIPT).write_text(slurm.render(job), encoding="utf-8")
     try:
-        _try(job)
+        if doubts := slurm.doubts(job):
+            print(f"warning: {doubts}", file=sys.stderr)
         number, avoided = cordon.submit(job)
     except ClusterError:
         shutil.rmtree(folder)  # nothing was launched
@@ -107,19 +115,6 @@ def launch(
         print(f"warning: too few other nodes, so that cordoned ones may be used: {', '.join(held)}", file=sys.stderr)
     print(f"job {number} trains {run} on {job.nodes} node(s), {job.ranks} rank(s): {folder / SCRIPT}")
     print(f"pha status {run} shows what it does; pha cancel {run} saves and ends it.")
-
-
-def _try(job: Job) -> None:
-    """What sbatch would say; a cluster whose nodes are down refuses a test, and queues the job all the same."""
-    from cluster import slurm
-    from cluster.errors import ClusterError
-
-    try:
-        slurm.submit(job, test_only=True)
-    except ClusterError as error:
-        if slurm.unreachable(error):
-            raise
-        print(f"warning: {error} (by --test-only; the job is queued if sbatch takes it)", file=sys.stderr)
 
 
 def _job(config: RunConfig, run: Path, folder: Path) -> Job:
@@ -137,27 +132,15 @@ def _job(config: RunConfig, run: Path, folder: Path) -> Job:
             f"cluster.time ({cluster.time}) leaves no time to train: {lead} s before its end the run is asked to stop "
             f"(cluster.lead_s), and a checkpoint takes {save or 0:.0f} s; ask for more time."
         )
-    directives = {
-        "job-name": f"pha-{run.name}",
-        "chdir": str(Path.cwd()),
-        "output": str(run / "logs" / "job-%j.out"),
-        "nodes": str(cluster.nodes + cluster.spare_nodes),
-        "ntasks-per-node": str(cluster.ranks),
-    }
-    optional = {
-        "cpus-per-task": cluster.cpus_per_rank,
-        "gpus-per-node": cluster.gpus_per_node or None,
-        "mem": cluster.memory,
-        "time": cluster.time,
-        "partition": cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "reservation": cluster.reservation,
-        "exclude": ",".join(cluster.exclude) or None,
-        **cluster.options,
-    }
-    directives.update({name: str(value) for name, value in optional.items() if value is not None})
+    directives = cluster.directives(
+        job_name=f"pha-{run.name}",
+        chdir=Path.cwd(),
+        output=run / "logs" / "job-%j.out",
+        nodes=cluster.nodes + cluster.spare_nodes,
+        ntasks_per_node=cluster.ranks,
+        cpus_per_task=cluster.cpus_per_rank,
+        gpus_per_node=cluster.gpus_per_node or None,
+    )
     return Job(
         run=str(run),
         folder=str(folder),

@@ -63,8 +63,8 @@ def _lead(config: RunConfig, hosts: Sequence[Host], begin: Begin, patience: Pati
         patience, _tell,
     ) as leader:  # fmt: skip
         leader.supervisor = Supervisor(
-            directory.path, sum(host.ranks for host in hosts), leader.start, Limits(silent_after(config)),
-            Budget(config.cluster.relaunches), leader.sleep, tell=_tell,
+            directory.path, sum(host.ranks for host in hosts), leader, Limits(silent_after(config)),
+            Budget(config.cluster.relaunches), leader.sleep,
         )  # fmt: skip
         try:
             code = leader.supervisor.supervise()

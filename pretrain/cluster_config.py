@@ -49,7 +49,48 @@ def seconds_of(time: str) -> int:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-class ClusterConfig(Section):
+class SbatchConfig(Section):
+    """What every job on Slurm can be given."""
+
+    memory: Name | None = None
+    """Of a node, as Slurm writes it: 200G. None is the partition's default."""
+    time: Time | None = None
+    """The limit: MM:SS, HH:MM:SS or D-HH:MM:SS; what takes longer goes on in jobs that follow. None is the partition's
+    default."""
+    partition: Name | None = None
+    account: Name | None = None
+    qos: Name | None = None
+    constraint: Name | None = None
+    reservation: Name | None = None
+    exclude: tuple[Name, ...] = ()
+    """Nodes that are not to be used."""
+    options: dict[Option, Name] = Field(default_factory=dict)
+    """Further options of sbatch, without their dashes: {switches: "1"}."""
+    modules: tuple[Name, ...] = ()
+    """Loaded before anything else, with `module load`."""
+    python: Path | None = None
+    """The interpreter on the nodes; None is the one that launches."""
+    env: dict[Variable, str] = Field(default_factory=dict)
+    """Further environment variables of the job."""
+
+    def directives(self, **more: object) -> dict[str, str]:
+        """Options of sbatch, by name: `more` (with _ for -), and those that are set; None is not set."""
+        known = {
+            **{name.replace("_", "-"): value for name, value in more.items()},
+            "mem": self.memory,
+            "time": self.time,
+            "partition": self.partition,
+            "account": self.account,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "reservation": self.reservation,
+            "exclude": ",".join(self.exclude) or None,
+            **self.options,
+        }
+        return {name: str(value) for name, value in known.items() if value is not None}
+
+
+class ClusterConfig(SbatchConfig):
     """The job of a run on Slurm."""
 
     nodes: int = Field(1, ge=1)
@@ -63,29 +104,9 @@ class ClusterConfig(Section):
     cpus_per_rank: int | None = Field(None, ge=1)
     launcher: Literal["srun", "torchrun"] = "srun"
     """Who starts the ranks of a node: Slurm, or one torchrun a node. Starting again stays the supervisor's in both."""
-    memory: Name | None = None
-    """Of a node, as Slurm writes it: 200G. None is the partition's default."""
-    time: Time | None = None
-    """The allocation's limit: MM:SS, HH:MM:SS or D-HH:MM:SS; a longer run goes on in successors. None is the
-    partition's default."""
     lead_s: int | None = Field(None, ge=1)
     """So long before the limit the run is asked to stop. None is 90 s (Slurm's own rounding) and twice what a
     checkpoint took."""
-    partition: Name | None = None
-    account: Name | None = None
-    qos: Name | None = None
-    constraint: Name | None = None
-    reservation: Name | None = None
-    exclude: tuple[Name, ...] = ()
-    """Nodes that are not to be used."""
-    options: dict[Option, Name] = Field(default_factory=dict)
-    """Further options of sbatch, without their dashes: {switches: "1"}."""
-    modules: tuple[Name, ...] = ()
-    """Loaded before anything else, with `module load`."""
-    python: Path | None = None
-    """The interpreter on the nodes; None is the one that `pha launch` runs in."""
-    env: dict[Variable, str] = Field(default_factory=dict)
-    """Further environment variables of the job."""
     interface: Name | None = None
     """The network interface that ranks meet on, such as ib0; None leaves the choice to gloo and NCCL."""
     elastic: bool = True

@@ -179,3 +179,8 @@ def test_successors_come_to_an_end(tmp_path, monkeypatch, supervise):
     process.send_signal(10)
     assert process.wait(60) == 1
     assert "all that cluster.successors allows" in array.events(tmp_path)[-1]["words"]
+
+
+def test_tasks_run_the_copy_of_the_code_and_not_what_lies_where_they_were_launched():
+    text = array.render(job())
+    assert "export PYTHONPATH=/data/d.launch/000001/code\n" in text and "export PYTHONSAFEPATH=1\n" in text

@@ -92,7 +92,7 @@ class World:
             self.clock, self.sleep,
         )  # fmt: skip
         limits = Limits({"": 600.0})
-        leader.supervisor = Supervisor(self.folder, 3, leader.start, limits, Budget(budget), leader.sleep)
+        leader.supervisor = Supervisor(self.folder, 3, leader, limits, Budget(budget), leader.sleep)
         return leader
 
     def of(self, name):

@@ -12,10 +12,10 @@ import pytest
 from cluster import supervise
 from cluster.policy import Budget
 from cluster.run_files import START, events
-from cluster.supervise import Limits, NoPlace, Supervisor
+from cluster.supervise import Limits, NoPlace, Owner, Supervisor
 
 
-class World:
+class World(Owner):
     """A run's folder, a clock that only sleeping moves, and starts that play scripts."""
 
     def __init__(self, folder, monkeypatch, *scripts):
@@ -53,9 +53,9 @@ class World:
     def checkpoint(self, step):
         (self.folder / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
 
-    def supervisor(self, **options):
-        limits = Limits({"train": 10.0, "": 60.0})
-        return Supervisor(self.folder, 2, self.start, limits, sleep=self.sleep, **options)
+    def supervisor(self, budget=None, **told):
+        vars(self).update(told)  # what the test itself wants to hear
+        return Supervisor(self.folder, 2, self, Limits({"train": 10.0, "": 60.0}), budget, self.sleep)
 
 
 class Played:
@@ -215,10 +215,8 @@ def test_a_wish_to_stop_ends_a_pause(tmp_path, monkeypatch):
             supervisor._on_signal(10, None)
 
     ended_at = []
-    supervisor = Supervisor(
-        tmp_path, 2, world.start, Limits({"": 60.0}), Budget(9, 60.0, 600.0), sleep,
-        judged=lambda *_: ended_at.append(world.now),
-    )  # fmt: skip
+    world.judged = lambda *_: ended_at.append(world.now)
+    supervisor = Supervisor(tmp_path, 2, world, Limits({"": 60.0}), Budget(9, 60.0, 600.0), sleep)
     assert supervisor.supervise() == 75
     assert world.starts == 3 and world.now < ended_at[-1] + 2.0, "the pause would have been of two minutes"
 
