@@ -7,12 +7,11 @@ that nothing happened to. Results are kept beside the runs: a second call does o
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.machine import describe
@@ -21,13 +20,13 @@ from cluster.run_files import events, last_records
 from pretrain import metrics
 from pretrain.checkpoint import newest
 from pretrain.files import sha256
-from pretrain.markdown import check_section, write_section
 from tests.conftest import build_tiny_dataset
 from tests.drills import ledger
 from tests.e2e import runs
 from tests.e2e.runs import training, write_config
 from tests.slurm import bed, faults
 from tests.slurm.faults import Scene, wait
+from tests.slurm.program import NOTICED, left_out, program
 
 SECTION = "make slurm-drills"
 STEPS, LONG, BATCH, SEQ_LEN, AT = 600, 1600, 8, 32, 30
@@ -43,7 +42,6 @@ case "$2 $3" in
 esac
 PYTHONPATH="$PYTHONPATH:{root}" exec {python} "$@"
 """
-NOTICED = ("silent", "end", "head lost", "no place")
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,6 @@ class Result:
     """How the end compares with the undisturbed run's."""
 
 
-def _left_out(node: str) -> Callable[[Scene], str]:
-    return lambda scene: f"{node} was used" if any(node in start["nodes"] for start in scene.starts) else ""
-
-
 def _changed_node(scene: Scene) -> str:
     first, last = scene.starts[0]["nodes"], scene.starts[-1]["nodes"]
     return "" if first != last else "the same nodes again"
@@ -136,7 +130,7 @@ DRILLS = (
     Drill("a node's memory is used up", faults.used_up_memory, check=_killed),
     Drill("a node's /dev/shm is full when a rank is killed", faults.full_disk, check=_changed_node),
     Drill(
-        "a node fails the pre-flight", faults.nothing, before=lambda: faults.fill("n2"), check=_left_out("n2")
+        "a node fails the pre-flight", faults.nothing, before=lambda: faults.fill("n2"), check=left_out("n2")
     ),
     Drill("SIGKILL to both ranks while they save", faults.killed_while_saving),
     Drill(
@@ -286,33 +280,7 @@ def table(results: list[Result]) -> Table:
 
 def main() -> None:
     """Runs the drills; exits with 1 if one failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="drills whose name has this in it")
-    parser.add_argument("--folder", type=Path, default=bed.SHARED / "drills")
-    parser.add_argument("--write", type=Path)
-    options = parser.parse_args()
-    if reason := bed.missing():
-        sys.exit(f"error: {reason}.")
-    if options.write is not None:
-        check_section(options.write, SECTION)
-    prepare(options.folder)
-    kept = options.folder / "results.jsonl"
-    done = {}
-    for line in kept.read_text().splitlines() if kept.exists() else ():
-        done[json.loads(line)["name"]] = Result(**{**json.loads(line), "problems": tuple(json.loads(line)["problems"])})
-    for one in DRILLS:
-        if (options.only and options.only not in one.name) or (one.name in done and not done[one.name].problems):
-            continue
-        done[one.name] = drill(one, options.folder)
-        with kept.open("a") as file:
-            file.write(json.dumps(asdict(done[one.name])) + "\n")
-        print(json.dumps(asdict(done[one.name])), flush=True)
-    results = [done[one.name] for one in DRILLS if one.name in done]
-    text = table(results).markdown()
-    print(text)
-    if options.write is not None:
-        write_section(options.write, SECTION, text)
-    raise SystemExit(any(result.problems for result in results))
+    program(__doc__, SECTION, "drills", DRILLS, prepare, drill, Result, table)
 
 
 if __name__ == "__main__":

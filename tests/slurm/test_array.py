@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
-import time
-import warnings
 
 import pytest
 import yaml
@@ -16,27 +12,17 @@ from cluster.array import events
 from data_pipeline.build import build
 from data_pipeline.config import BuildConfig
 from tests.conftest import write_corpus
-
-os.environ.setdefault("PHA_SLURM_SHARED", f"/tmp/pha-slurm-{os.getpid()}")  # not the one that somebody tries things on
 from tests.slurm import bed
 
 PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
-def folder():
-    """A folder that all nodes see, with a corpus in it, while the cluster is up."""
-    if reason := bed.missing():
-        warnings.warn(f"Slurm was NOT tested: {reason}", stacklevel=1)
-        pytest.skip(reason)
-    bed.up()
-    shared = bed.SHARED / f"tests-{time.time_ns()}"
-    shared.mkdir()
+def folder(shared):
+    """A folder that all nodes see, with a corpus in it."""
     for number in range(4):
         write_corpus(shared / f"{number}.jsonl", 20 * number, 20 * number + 30)  # a third of it twice
-    yield shared
-    bed.down()
-    shutil.rmtree(bed.SHARED)
+    return shared
 
 
 def settings(folder, output):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-import time
-import warnings
 
 import pytest
 
@@ -15,26 +12,17 @@ from cluster.run_files import events
 from pretrain.checkpoint import newest
 from pretrain.files import sha256
 from tests.e2e.runs import start, training, write_config
-
-os.environ.setdefault("PHA_SLURM_SHARED", f"/tmp/pha-slurm-{os.getpid()}")  # not the one that somebody tries things on
 from tests.slurm import bed
 
 PATIENCE_S = 150.0
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_dataset):
-    """A folder that all nodes see, with the dataset in it, while the cluster is up."""
-    if reason := bed.missing():
-        warnings.warn(f"Slurm was NOT tested: {reason}", stacklevel=1)
-        pytest.skip(reason)
-    bed.up()
-    shared = bed.SHARED / f"tests-{time.time_ns()}"
+def folder(shared, tiny_dataset):
+    """A folder that all nodes see, with the dataset in it."""
     shutil.copytree(tiny_dataset, shared / "data")
     write_config(shared, shared / "data", shared / "reference")
-    yield shared
-    bed.down()
-    shutil.rmtree(bed.SHARED)
+    return shared
 
 
 def launch(folder, run, *overrides):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
-import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -15,27 +12,19 @@ import pytest
 from cluster.cordon import FILE, Cordon
 from cluster.run_files import events
 from tests.e2e.runs import training, write_config
-
-os.environ.setdefault("PHA_SLURM_SHARED", f"/tmp/pha-slurm-{os.getpid()}")  # not the one that somebody tries things on
 from tests.slurm import bed
 
 PATIENCE_S = 100.0
 SHORT = ("train.steps=4", "eval.every=0", "cluster.time=20:00", "cluster.slow_node=0")  # all nodes share two cores
+BED = {"node_timeout_s": 600}  # Slurm itself notices nothing here
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_dataset):
-    """A folder that all nodes see, with the dataset in it, while the cluster is up."""
-    if reason := bed.missing():
-        warnings.warn(f"The pre-flight was NOT tested: {reason}", stacklevel=1)
-        pytest.skip(reason)
-    bed.up(node_timeout_s=600)  # Slurm itself notices nothing here
-    shared = bed.SHARED / f"tests-{time.time_ns()}"
+def folder(shared, tiny_dataset):
+    """A folder that all nodes see, with the dataset in it."""
     shutil.copytree(tiny_dataset, shared / "data")
     write_config(shared, shared / "data", shared / "reference")
-    yield shared
-    bed.down()
-    shutil.rmtree(bed.SHARED)
+    return shared
 
 
 def launch(folder, run, *overrides):

@@ -7,22 +7,21 @@ launcher, and not of torch. Each drill has a cluster of its own.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.machine import describe
 from benchmarks.tables import Table
 from cluster.run_files import events
-from pretrain.markdown import check_section, write_section
 from tests.slurm import bed, dummy, faults
 from tests.slurm.faults import Scene, wait
+from tests.slurm.program import NOTICED, left_out, program
 
 SECTION = "make slurm-wide"
 NODES, SPARES, BATCH, STEPS, EVERY, AT = 30, 2, 840, 200, 20, 50
@@ -43,7 +42,6 @@ case "$2" in
 esac
 exec {python} "$@"
 """
-NOTICED = ("silent", "end", "head lost", "no place")
 
 
 class WideScene(Scene):
@@ -106,7 +104,12 @@ DRILLS = (
     Drill("the first node crashes (28 + 2 nodes)", faults.crashed_first_node, _ranks(28, 28), nodes=28),
     Drill("a node is drained", faults.drained_node, _ranks(30)),
     Drill("three nodes crash in turn, elastic", three_nodes_in_turn, _ranks(30, 30, 30, 28)),
-    Drill("a node fails the pre-flight", faults.nothing, _ranks(30), before=lambda: faults.fill("n9")),
+    Drill(
+        "a node fails the pre-flight",
+        faults.nothing,
+        lambda scene: _ranks(30)(scene) or left_out("n9")(scene),
+        before=lambda: faults.fill("n9"),
+    ),
 )
 
 
@@ -199,7 +202,7 @@ def measure(scene: WideScene, result: Result, launched: float) -> None:
         result.problems += ("the run's end differs from that of a run that nothing happened to",)
 
 
-def table(results: list[Result], seconds: float) -> Table:
+def table(results: list[Result]) -> Table:
     """For people."""
     shown = Table(
         f"Harm to a job of {NODES} + {SPARES} nodes",
@@ -233,7 +236,7 @@ def table(results: list[Result], seconds: float) -> Table:
     shown.remarks.append(
         f"{STEPS} steps of {STEP_S:g} s, a checkpoint every {EVERY}, the fault at step {AT}; limit of a step "
         f"{LIMIT_S:g} s, SlurmdTimeout 15 s. All {NODES + SPARES} nodes share {machine['cores']} cores of "
-        f"{machine['processor']} with other work (load {min(loads):.0f} to {max(loads):.0f}). {seconds:,.0f} s in all."
+        f"{machine['processor']} with other work (load {min(loads):.0f} to {max(loads):.0f})."
     )
     shown.remarks.append(
         f"`pha launch` took {min(o.launch_s for o in results):.1f} to {max(o.launch_s for o in results):.1f} s, the "
@@ -257,35 +260,7 @@ def prepare(folder: Path) -> None:
 
 def main() -> None:
     """Runs the drills; exits with 1 if one failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="drills whose name has this in it")
-    parser.add_argument("--folder", type=Path, default=bed.SHARED / "wide")
-    parser.add_argument("--write", type=Path)
-    options = parser.parse_args()
-    if reason := bed.missing():
-        sys.exit(f"error: {reason}.")
-    if options.write is not None:
-        check_section(options.write, SECTION)
-    prepare(options.folder)
-    kept = options.folder / "results.jsonl"
-    done = {}
-    for line in kept.read_text().splitlines() if kept.exists() else ():
-        values = json.loads(line)
-        done[values["name"]] = Result(**{**values, "problems": tuple(values["problems"])})
-    began = time.monotonic()
-    for one in DRILLS:
-        if (options.only and options.only not in one.name) or (one.name in done and not done[one.name].problems):
-            continue
-        done[one.name] = drill(one, options.folder)
-        with kept.open("a") as file:
-            file.write(json.dumps(asdict(done[one.name])) + "\n")
-        print(json.dumps(asdict(done[one.name])), flush=True)
-    results = [done[one.name] for one in DRILLS if one.name in done]
-    text = table(results, time.monotonic() - began).markdown()
-    print(text)
-    if options.write is not None:
-        write_section(options.write, SECTION, text)
-    raise SystemExit(any(result.problems for result in results))
+    program(__doc__, SECTION, "wide", DRILLS, prepare, drill, Result, table)
 
 
 if __name__ == "__main__":
