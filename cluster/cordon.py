@@ -129,7 +129,7 @@ def avoided(cordon: Cordon) -> list[str]:
     held = list(cordon.active())
     if not held:
         return []
-    known = set(slurm.command(["sinfo", "--noheader", "--Node", "--format=%N"]).split())
+    known = slurm.nodes()
     return [node for node in held if node in known]
 
 

@@ -222,6 +222,11 @@ def partitions() -> list[str]:
     return sorted(set(command(["sinfo", "--noheader", "--format=%R"]).split()))
 
 
+def nodes() -> set[str]:
+    """The names of this cluster's nodes. Raises ClusterError."""
+    return set(command(["sinfo", "--noheader", "--Node", "--format=%N"]).split())
+
+
 def grace_s(partition: str | None) -> float | None:
     """[s] Between a preemption's first signal and its last, by the partition (None: the default one).
 

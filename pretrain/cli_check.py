@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,9 +71,14 @@ def add(
     evidence: Annotated[str, typer.Option(help="Where it can be read.")] = "",
 ) -> None:
     """Cordon a node, and print a message for those who run the cluster."""
+    from cluster import slurm
     from cluster.cordon import note
+    from cluster.errors import ClusterError
 
     print(note(_open(where).add(node, reason, hours, evidence)), end="")
+    with contextlib.suppress(ClusterError):  # a list may be kept where there is no Slurm
+        if node not in slurm.nodes():
+            print(f"warning: sinfo here knows no node {node}; the entry has no effect here.", file=sys.stderr)
 
 
 @cordon_app.command("remove")

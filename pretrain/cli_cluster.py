@@ -75,6 +75,7 @@ def launch(
     from cluster.logs import jobs_of
     from cluster.run_files import checkpoint_steps
     from pretrain import config_file
+    from pretrain.rundir import RunDirectory
 
     resolved = config_file.load(config, [*(overrides or ()), *([f"cluster.nodes={nodes}"] if nodes else [])])
     run = resolved.run_dir.absolute()
@@ -89,6 +90,7 @@ def launch(
         raise RunError(
             f"{run} has reached step {resolved.train.steps}, its last; raise train.steps to train it further."
         )
+    RunDirectory(run).check(resolved, settled=False)
     _warn(resolved, run)
     folder = new_folder(run)
     (run / "logs").mkdir(exist_ok=True)

@@ -140,16 +140,18 @@ class RunDirectory:
         """Records the config that the run goes on with."""
         write_atomic(self.config, config_file.dump(config))
 
-    def check(self, config: RunConfig) -> None:
-        """Raises RunError that names a setting which must not change after the first start, and has."""
+    def check(self, config: RunConfig, *, settled: bool = True) -> None:
+        """Raises RunError that names a setting which must not change after the first start, and has.
+
+        A config that is not `settled` leaves to the data what it does not say; that is not compared.
+        """
         if self.config.exists():
             # Read with today's defaults: a run may be older than a setting.
             old = json.loads(self.read_config().model_dump_json())
             new = json.loads(config.model_dump_json())
             chosen = config.data.on_change == "next_epoch"
             for key in FROZEN if chosen else FROZEN + FROZEN_DATA:
-                changed = _difference(_get(old, key), _get(new, key), key)
-                if changed:
+                if changed := _difference(_get(old, key), _get(new, key), key, settled):
                     raise RunError(
                         f"The run {self.path} was started with other settings: {changed}; "
                         "restore the value, or start a new run with another run_dir."
@@ -180,12 +182,12 @@ def _get(tree: dict[str, Any], key: str) -> Any:
     return node
 
 
-def _difference(old: Any, new: Any, key: str) -> str:
-    """The first leaf that differs, as `key: was 1, is 2`; empty when none does."""
+def _difference(old: Any, new: Any, key: str, settled: bool) -> str:
+    """The first leaf that differs, as `key: was 1, is 2`; empty when none does. None is no value unless settled."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted(old.keys() | new.keys()):
-            found = _difference(old.get(name), new.get(name), f"{key}.{name}")
+            found = _difference(old.get(name), new.get(name), f"{key}.{name}", settled)
             if found:
                 return found
         return ""
-    return "" if old == new else f"{key} was {old!r} and is now {new!r}"
+    return "" if old == new or (new is None and not settled) else f"{key} was {old!r} and is now {new!r}"

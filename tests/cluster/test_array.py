@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cluster import array
 from cluster.array import ArrayJob
 from cluster.errors import ClusterError
+from tests.cluster.test_slurm import stand_in
 from tests.e2e.runs import ROOT
 
 
@@ -56,13 +57,6 @@ def test_an_array_reads_back_what_it_wrote(tmp_path):
         ArrayJob.load(tmp_path / "nowhere")
     with pytest.raises(ClusterError, match="is no task of a job array"):
         array.index_of("None_None")
-
-
-def stand_in(folder, monkeypatch, name, script):
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
 
 def test_only_tasks_that_wait_or_run_count(tmp_path, monkeypatch):

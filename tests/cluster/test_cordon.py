@@ -103,10 +103,12 @@ def test_the_message_for_those_who_run_the_cluster():
     assert "/runs/a/x.json" in text and "NodeName=n7 State=DRAIN" in text
 
 
-def test_the_command_shows_adds_and_removes(tmp_path):
+def test_the_command_shows_adds_and_removes(tmp_path, monkeypatch):
+    stand_in(tmp_path, monkeypatch, "sinfo", "printf 'n1\\nn2\\n'")
     where = tmp_path / "cordon.jsonl"
     added = pha("cordon", "add", where, "n3", "--reason", "its fan is loud", "--hours", 2)
     assert added.returncode == 0 and "What: its fan is loud" in added.stdout, added.stderr
+    assert added.stderr == "warning: sinfo here knows no node n3; the entry has no effect here.\n"
     (entry,) = json.loads(pha("cordon", "list", where, "--json").stdout)
     assert entry["node"] == "n3" and entry["expires"] - entry["since"] == 7200
     assert "n3" in pha("cordon", "list", where).stdout

@@ -16,7 +16,8 @@ from cluster.errors import ClusterError
 from cluster.job import Job, freeze, largest_world, new_folder
 from pretrain import cli_cluster, config_file
 from pretrain.errors import RunError
-from tests.e2e.runs import CONFIG, pha
+from pretrain.rundir import RunDirectory
+from tests.e2e.runs import CONFIG, pha, write_config
 
 
 def job(**changes) -> Job:
@@ -145,13 +146,21 @@ def test_times_with_and_without_quotes(tmp_path, value, seconds):
 
 
 def test_a_dry_run_needs_no_slurm_and_writes_nothing(tmp_path):
-    (tmp_path / "run.yaml").write_text(
-        f"{CONFIG}\nrun_dir: {tmp_path / 'run'}\n".replace("data: {", "data: {path: x, ")
-    )
-    shown = pha("launch", tmp_path / "run.yaml", "--dry-run", "--nodes", 4, "cluster.partition=long")
+    path = write_config(tmp_path, "x", tmp_path / "run")
+    shown = pha("launch", path, "--dry-run", "--nodes", 4, "cluster.partition=long")
     assert shown.returncode == 0, shown.stderr
     assert "#SBATCH --nodes=4\n" in shown.stdout and "#SBATCH --partition=long\n" in shown.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_nodes_would_refuse_is_refused_before_the_queue(tmp_path):
+    run = tmp_path / "run"
+    path = write_config(tmp_path, "x", run)
+    run.mkdir()
+    RunDirectory(run).write(config_file.load(path, ["model.vocab_size=512", "data.lanes=8"]))  # as the data settles it
+    refused = pha("launch", path, "train.seed=7")
+    assert refused.returncode == 2 and "train.seed was 0 and is now 7" in refused.stderr, refused.stderr
+    assert len(refused.stderr.splitlines()) == 1 and not (run / "launch").exists()
 
 
 def test_a_controller_that_restarts_is_waited_for_and_a_refusal_is_not(tmp_path, monkeypatch):

@@ -46,6 +46,16 @@ def test_what_must_not_change_is_named(directory, change, words):
         directory.check(run(directory.path, **change))
 
 
+def test_what_the_data_will_decide_is_not_compared_before_it_has(directory):
+    directory.write(run(directory.path, data={"path": "d", "lanes": 8}))
+    unsettled = run(directory.path, model={"preset": "pha-nano"})
+    directory.check(unsettled, settled=False)
+    with pytest.raises(RunError, match=r"model\.vocab_size was 64 and is now None"):
+        directory.check(unsettled)
+    with pytest.raises(RunError, match=r"train\.seed was 0 and is now 1"):
+        directory.check(run(directory.path, train={"seed": 1}), settled=False)
+
+
 def test_a_folder_that_is_no_run_is_one_sentence(tmp_path):
     with pytest.raises(RunError, match=r"not a run directory"):
         RunDirectory(tmp_path).read_config()
