@@ -55,6 +55,8 @@ class Drill:
     settings: tuple[str, ...] = ()
     before: Callable[[], None] = lambda: None
     """Done to the cluster before the launch."""
+    again: bool | None = True
+    """Whether it costs the run a start: one that should and does not was not tried. None is either."""
     check: Callable[[Scene], str] = lambda scene: ""
     """What is wrong in the end, beside what is always looked at; empty is nothing."""
     steps: int = STEPS
@@ -63,6 +65,11 @@ class Drill:
     """Settings of the undisturbed run too: what ranks draw by themselves is not the same on fewer of them."""
     elastic: bool = False
     """Whether fewer ranks finish the run: its numbers are then equal but for rounding, which grows."""
+
+    def wrong(self, scene: Scene) -> tuple[str, ...]:
+        """What is wrong in the end, in words."""
+        starts = "" if self.again in (None, len(scene.starts) > 1) else f"the run was started {len(scene.starts)} time(s)"
+        return tuple(filter(None, [starts, self.check(scene)]))
 
     @property
     def reference(self) -> str:
@@ -102,39 +109,28 @@ def _old_one_left(scene: Scene) -> str:
     return "" if kind == "overtaken" else f"the old rank left as {kind}"
 
 
-def _killed(scene: Scene) -> str:
-    return "" if len(scene.starts) > 1 else "nothing was killed: nothing was tried"
-
-
-def _limit_came(scene: Scene) -> str:
-    return "" if len(scene.starts) > 1 else "the run ended before its limit: nothing was tried"
-
-
-def _one_start(scene: Scene) -> str:
-    return "" if len(scene.starts) == 1 else "it was started again, for nothing"
-
-
 DRILLS = (
     Drill("SIGKILL to a rank", faults.killed_rank),
     Drill("SIGSTOP of a rank", faults.stopped_rank),
-    Drill("SIGKILL to a node's slurmd", faults.killed_slurmd),
-    Drill("SIGKILL to a node's slurmstepd", faults.killed_stepd),
+    Drill("SIGKILL to a node's slurmd", faults.killed_slurmd, again=None),
+    Drill("SIGKILL to a node's slurmstepd", faults.killed_stepd, again=None),
     Drill("a node crashes in silence", faults.crashed_node, check=_changed_node),
     Drill("the first node crashes", faults.crashed_first_node, check=_changed_node),
     Drill("a node is unplugged for 25 s", faults.unplugged_node),
     Drill("only a node's data network is cut", faults.cut_data_network, check=_changed_node),
     Drill("a node reboots faster than SlurmdTimeout", faults.rebooted_node),
-    Drill("a node is drained", faults.drained_node, check=_one_start),
+    Drill("a node is drained", faults.drained_node, again=False),
     Drill("scancel --signal=USR1", faults.signalled_job),
     Drill(
         "the time limit (1:30) comes", faults.time_limit, settings=("cluster.time=1:30", "cluster.lead_s=20"),
-        steps=LONG, check=_limit_came,
+        steps=LONG,
     ),
     Drill("preempted by a partition of higher priority", faults.preempted_job),
-    Drill("a node's memory is used up", faults.used_up_memory, check=_killed),
+    Drill("a node's memory is used up", faults.used_up_memory),
     Drill("a node's /dev/shm is full when a rank is killed", faults.full_disk, check=_changed_node),
     Drill(
-        "a node fails the pre-flight", faults.nothing, before=lambda: faults.fill("n2"), check=left_out("n2")
+        "a node fails the pre-flight", faults.nothing, before=lambda: faults.fill("n2"), again=False,
+        check=left_out("n2"),
     ),
     Drill("SIGKILL to both ranks while they save", faults.killed_while_saving),
     Drill(
@@ -161,7 +157,7 @@ def drill(one: Drill, folder: Path) -> Result:
         wait(lambda: scene.steps() >= AT, f"step {AT}")
         one.fault(scene)
         wait(lambda: finished(run), "the end of the run")
-        result.problems = tuple(filter(None, [one.check(scene)]))
+        result.problems = one.wrong(scene)
         wait(lambda: not bed.told("squeue", "-h", "-o", "%i").split(), "the end of all jobs")
     except RuntimeError as error:
         result.problems = (str(error),)
