@@ -68,7 +68,8 @@ class Drill:
 
     def wrong(self, scene: Scene) -> tuple[str, ...]:
         """What is wrong in the end, in words."""
-        starts = "" if self.again in (None, len(scene.starts) > 1) else f"the run was started {len(scene.starts)} time(s)"
+        count = len(scene.starts)
+        starts = "" if self.again in (None, count > 1) else f"the run was started {count} time(s)"
         return tuple(filter(None, [starts, self.check(scene)]))
 
     @property
